@@ -1,0 +1,390 @@
+"""The settings, as three frozen dataclasses that refuse a bad value when they are made.
+
+``ModelConfig`` says what network to build, ``DataConfig`` which pictures it sees and how they are
+prepared, ``TrainConfig`` how it learns. ``Config`` holds the three; on disk it is a TOML file with
+the tables ``[model]``, ``[data]`` and ``[train]``. The defaults are those of the published code
+(MambaAD, arXiv 2404.06564, and its configuration files), apart from the number of epochs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from mambaad.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - the same module under its older name
+    import tomli as tomllib
+
+ScanMethod = Literal["sweep", "scan", "zorder", "zigzag", "hilbert"]
+Branches = Literal["both", "local", "global"]
+Layout = Literal["auto", "mvtec", "folder"]
+Cache = Literal["auto", "features", "pictures", "disk", "none"]
+Precision = Literal["float32", "bf16"]
+
+TOTAL_STRIDE = 32
+"""The encoder's last map has stride 16 and the bottleneck halves it once more."""
+
+_T = TypeVar("_T", bound="_Table")
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What the three tables share: building from a mapping, and refusing unknown keys."""
+
+    @classmethod
+    def from_mapping(cls: type[_T], values: Mapping[str, Any]) -> _T:
+        """Build from a parsed TOML table.
+
+        Raises:
+            ConfigError: If a key is unknown, or a value does not fit.
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"unknown {cls.__name__} setting {unknown}; known: {known}")
+        return cls(**values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The settings as TOML can hold them: tuples as lists, settings that are None left out."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: _plain(v) for k, v in plain.items() if v is not None}
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Table):
+    """What is needed to rebuild the network. Stored in every run folder."""
+
+    encoder: str = "resnet34"
+    """Frozen encoder: any timm name with feature maps at strides 4, 8 and 16, or ``filterbank``."""
+
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    """HSS blocks in each of the four decoder stages, coarsest first."""
+
+    scan: ScanMethod | Mapping[str, int] = "hilbert"
+    """Path of the scan, or a hybrid such as ``{"zigzag": 4, "hilbert": 4}`` (paper, Table 3)."""
+
+    directions: int | Literal["distinct"] = 8
+    """2, 4 or 8 directions as published, or ``"distinct"``: eight paths that all differ
+    (Hilbert-8 as published has only six). A hybrid scan carries its own counts."""
+
+    hss_per_lss: int | None = None
+    """HSS blocks in one LSS module (the paper's M). None: the published rule, 3 where the depth
+    is a multiple of 3, else 2; a depth that is neither is made of threes, twos or a one."""
+
+    kernels: tuple[int, ...] = (5, 7)
+    """Kernel sizes of the local branches, from 1, 3, 5 and 7 (paper, Table 4)."""
+
+    pointwise: bool = True
+    """1x1 convolutions before and after each depth-wise one (paper, Table 4)."""
+
+    residual: bool = True
+    """The skip connection around the whole LSS (paper, equation 7)."""
+
+    branches: Branches = "both"
+    """``local``: only the convolutions; ``global``: only the state space blocks."""
+
+    drop_path: float = 0.2
+    """Stochastic depth of the deepest LSS; falls linearly to 0."""
+
+    def __post_init__(self) -> None:
+        _check_type("encoder", self.encoder, str)
+        if not self.encoder:
+            raise ConfigError("encoder must be a name, such as 'resnet34'; got ''")
+        self._set("depths", _integers("depths", self.depths))
+        self._set("kernels", _integers("kernels", self.kernels))
+        if len(self.depths) != 4 or min(self.depths) < 1:
+            raise ConfigError(
+                f"depths must be four positive numbers, coarsest stage first; got {list(self.depths)}"
+            )
+        self._check_scan()
+        per_lss = self.hss_per_lss
+        if per_lss is not None:
+            _check_type("hss_per_lss", per_lss, int)
+            bad = [d for d in self.depths if per_lss < 1 or d % per_lss]
+            if bad:
+                raise ConfigError(
+                    f"hss_per_lss must divide every depth; got {per_lss} with depths "
+                    f"{list(self.depths)}"
+                )
+        unknown = sorted(set(self.kernels) - {1, 3, 5, 7})
+        if unknown or len(set(self.kernels)) != len(self.kernels):
+            raise ConfigError(
+                f"kernels must be different sizes from 1, 3, 5 and 7; got {list(self.kernels)}"
+            )
+        _check_type("pointwise", self.pointwise, bool)
+        _check_type("residual", self.residual, bool)
+        _check_choice("branches", self.branches, Branches)
+        if self.branches != "global" and not self.kernels:
+            raise ConfigError(f"branches={self.branches!r} needs at least one size in kernels")
+        _check_range("drop_path", self.drop_path, 0.0, 1.0, high_open=True)
+
+    def _check_scan(self) -> None:
+        methods = get_args(ScanMethod)
+        if isinstance(self.scan, str):
+            _check_choice("scan", self.scan, ScanMethod)
+            if self.directions not in (2, 4, 8, "distinct"):
+                raise ConfigError(f"directions must be 2, 4, 8 or 'distinct'; got {self.directions!r}")
+            return
+        if not isinstance(self.scan, Mapping) or not self.scan:
+            raise ConfigError(
+                f"scan must be one of {list(methods)} or a mapping from those to 2, 4 or 8; "
+                f"got {self.scan!r}"
+            )
+        for method, count in self.scan.items():
+            if method not in methods or count not in (2, 4, 8):
+                raise ConfigError(
+                    f"a hybrid scan maps names from {list(methods)} to 2, 4 or 8; "
+                    f"got {method!r}: {count!r}"
+                )
+        total = sum(self.scan.values())
+        if total > 16:
+            raise ConfigError(f"a hybrid scan has at most 16 directions in all; got {total}")
+        self._set("scan", dict(self.scan))
+        self._set("directions", total)
+
+    @property
+    def direction_count(self) -> int:
+        """Number of scan paths K."""
+        return 8 if isinstance(self.directions, str) else self.directions
+
+
+@dataclass(frozen=True)
+class DataConfig(_Table):
+    """Which pictures, and how they are prepared."""
+
+    root: str = ""
+    """Folder of the data set."""
+
+    layout: Layout = "auto"
+    """How the folder is laid out; ``auto`` looks."""
+
+    categories: tuple[str, ...] = ()
+    """Categories to use; empty means all of them."""
+
+    image_size: tuple[int, int] = (256, 256)
+    """Height and width that pictures are resized to, multiples of 32. One number means a square."""
+
+    cache: Cache = "auto"
+    """Where prepared pictures are kept between epochs: ``features`` (the frozen encoder's maps, in
+    memory), ``pictures`` (in memory), ``disk`` (a memory-mapped file), ``none`` (decode every
+    time); ``auto`` takes the first of features, pictures and disk that fits."""
+
+    holdout: float | Literal["auto"] = "auto"
+    """Share of the good training pictures kept out of training to set thresholds on. ``auto``: a
+    tenth for the ``folder`` layout, none for a benchmark's, whose protocol trains on all."""
+
+    def __post_init__(self) -> None:
+        self._set("root", str(self.root))
+        _check_choice("layout", self.layout, Layout)
+        if isinstance(self.categories, str):
+            self._set("categories", (self.categories,))
+        self._set("categories", tuple(str(c) for c in self.categories))
+        size = self.image_size
+        pair = (size, size) if isinstance(size, int) else _integers("image_size", size)
+        if len(pair) != 2 or min(pair) < TOTAL_STRIDE or any(s % TOTAL_STRIDE for s in pair):
+            near = max(TOTAL_STRIDE, round(pair[0] / TOTAL_STRIDE) * TOTAL_STRIDE) if pair else 256
+            raise ConfigError(
+                f"image_size must be one or two multiples of {TOTAL_STRIDE} (the encoder's stride "
+                f"with the bottleneck's); got {_plain(size)}, {near} is near"
+            )
+        self._set("image_size", pair)
+        _check_choice("cache", self.cache, Cache)
+        if self.holdout != "auto":
+            _check_range("holdout", self.holdout, 0.0, 0.9)
+
+
+@dataclass(frozen=True)
+class TrainConfig(_Table):
+    """How the network learns. Every default but ``epochs`` is the published code's."""
+
+    epochs: int = 100
+    """Passes over the training pictures. The paper says 500, its configuration files 1000, the
+    authors' later benchmark 100 and 300; 100 match or pass the paper on most sets."""
+
+    batch_size: int = 16
+    """Pictures in a step."""
+
+    learning_rate: float = 0.005
+    """AdamW's rate for a batch of 16; it is scaled by ``batch_size / 16``."""
+
+    weight_decay: float = 1e-4
+    """On tensors of two or more dimensions whose name does not end in ``.bias``, as published (so
+    on ``a_log`` and ``dt_bias`` too)."""
+
+    loss_weight: float = 5.0
+    """Factor on the sum of the three mean squared errors."""
+
+    clip_norm: float = 5.0
+    """Largest L2 norm of the gradient; 0 turns clipping off."""
+
+    decay_at: float = 0.8
+    """Share of the steps after which the rate is multiplied by ``decay_factor``, once."""
+
+    decay_factor: float = 0.1
+    """What the rate is multiplied by."""
+
+    seed: int = 42
+    """Seed of the weights, the data order and drop path."""
+
+    precision: Precision = "float32"
+    """``bf16`` runs matrix products and convolutions under autocast; the scan stays in float32."""
+
+    checkpoint_minutes: float = 10.0
+    """Time between two checkpoints to resume from."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _check_type(name, getattr(self, name), int)
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
+        _check_type("seed", self.seed, int)
+        _check_range("seed", self.seed, 0, 2**63 - 1)
+        _check_range("learning_rate", self.learning_rate, 0.0, 10.0, low_open=True)
+        _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        _check_range("loss_weight", self.loss_weight, 0.0, 1e6, low_open=True)
+        _check_range("clip_norm", self.clip_norm, 0.0, 1e9)
+        _check_range("decay_at", self.decay_at, 0.0, 1.0)
+        _check_range("decay_factor", self.decay_factor, 0.0, 1.0)
+        _check_choice("precision", self.precision, Precision)
+        _check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, 1e6)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Config:
+        """Build from a parsed TOML document.
+
+        Raises:
+            ConfigError: If a table or key is unknown, or a value does not fit.
+        """
+        tables = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+        unknown = sorted(set(values) - set(tables))
+        if unknown:
+            raise ConfigError(f"unknown table {unknown}; known: {sorted(tables)}")
+        for name, table in values.items():
+            if not isinstance(table, Mapping):
+                raise ConfigError(f"[{name}] must be a table of settings; got {table!r}")
+        return cls(**{k: t.from_mapping(values.get(k, {})) for k, t in tables.items()})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The settings as a TOML document can hold them."""
+        return {f.name: getattr(self, f.name).to_mapping() for f in fields(self)}
+
+    def override(self, settings: Mapping[str, Any]) -> Config:
+        """A copy with ``{"train.epochs": 30, ...}`` put in place.
+
+        Raises:
+            ConfigError: If a name is not ``table.setting``, is unknown, or its value does not fit.
+        """
+        document = self.to_mapping()
+        for name, value in settings.items():
+            table, dot, key = name.partition(".")
+            if not dot or table not in document:
+                raise ConfigError(
+                    f"a setting is named table.setting with table one of {sorted(document)}; "
+                    f"got {name!r}"
+                )
+            document[table][key] = value
+            if name == "model.scan" and isinstance(value, str):
+                document[table]["directions"] = settings.get("model.directions", 8)
+        return type(self).from_mapping(document)
+
+
+def read_config(path: Path) -> Config:
+    """Read a TOML file of settings.
+
+    Raises:
+        ConfigError: If the file is missing, is not TOML, or a setting is unknown or does not fit.
+    """
+    try:
+        return Config.from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the settings file {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``table.setting=value`` with the value in TOML; a bare word is taken as a string.
+
+    >>> parse_setting("model.depths=[2, 2, 2, 2]")
+    ('model.depths', [2, 2, 2, 2])
+    >>> parse_setting("model.scan=zigzag")
+    ('model.scan', 'zigzag')
+
+    Raises:
+        ConfigError: If there is no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"a setting is given as table.setting=value; got {text!r}")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
+        return dict(value) if isinstance(value, Mapping) else value
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{name} must be {kind.__name__}, got {value!r}")
+
+
+def _check_choice(name: str, value: object, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} must be one of {list(get_args(choices))}, got {value!r}")
+
+
+def _check_range(
+    name: str,
+    value: object,
+    low: float,
+    high: float,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
+) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    inside = (
+        number
+        and low <= value <= high  # type: ignore[operator]
+        and not (low_open and value == low)
+        and not (high_open and value == high)
+    )
+    if not inside:
+        left, right = "(" if low_open else "[", ")" if high_open else "]"
+        raise ConfigError(f"{name} must be a number in {left}{low}, {high}{right}, got {value!r}")
+
+
+def _integers(name: str, value: object) -> tuple[int, ...]:
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Sequence)
+        or any(not isinstance(v, int) or isinstance(v, bool) for v in value)
+    ):
+        raise ConfigError(f"{name} must be a list of whole numbers, got {value!r}")
+    return tuple(value)

@@ -1,0 +1,81 @@
+"""``Sample`` is one picture, ``Dataset`` is what a layout reader makes of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mambaad.errors import DatasetError
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and what is known of it."""
+
+    image: Path
+    """The picture's file."""
+
+    category: str
+    """The product, such as ``bottle``."""
+
+    split: Split
+    """``train`` pictures are all good; ``test`` pictures are good or not."""
+
+    defect: str = "good"
+    """``good``, or the name of the defect (the folder's)."""
+
+    mask: Path | None = None
+    """File of the defect's pixels; None for a good picture, and where a set has no mask for it."""
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the data set calls the picture defective."""
+        return self.defect != "good"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All pictures of a data set, in a fixed order (category, split, defect, file name)."""
+
+    root: Path
+    """The folder it was read from."""
+
+    layout: str
+    """Name of the reader that read it."""
+
+    samples: tuple[Sample, ...]
+    """Every picture."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The categories, sorted."""
+        return tuple(sorted({sample.category for sample in self.samples}))
+
+    def select(
+        self, *, split: Split | None = None, categories: Sequence[str] | None = None
+    ) -> Dataset:
+        """The pictures of one split and of the named categories; None or empty takes all.
+
+        Raises:
+            DatasetError: If a named category is not in the data set.
+        """
+        wanted = set(categories or self.categories)
+        unknown = sorted(wanted - set(self.categories))
+        if unknown:
+            raise DatasetError(
+                f"no category {unknown} in {self.root}; it has {list(self.categories)}"
+            )
+        kept = tuple(
+            s for s in self.samples if s.category in wanted and (split is None or s.split == split)
+        )
+        return Dataset(self.root, self.layout, kept)

@@ -1,0 +1,196 @@
+"""The decoder's building blocks: HSS (global) and LSS (global beside local).
+
+``HSSBlock``, the Hybrid State Space block (paper, equation 8 and Figure 2c), scans a feature map
+along K paths with a selective state space model. ``LSSModule``, the Locality-enhanced State Space
+module (equations 4 to 7 and Figure 2b), runs some of them in a cascade beside depth-wise
+convolutions and adds the joined result to its input.
+
+Feature maps here are channels last: (B, H, W, C). Letters as in ``mambaad.scan.reference``.
+Source: He et al., MambaAD, arXiv 2404.06564; initial values as in the published code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaad.scan import Backend, cross_scan
+
+STATE_SIZE = 16
+EXPAND = 2
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+class DropPath(nn.Module):
+    """Drops the whole branch of a random picture while training, and scales up the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
+        return x * (kept / (1 - self.rate))
+
+
+class HSSBlock(nn.Module):
+    """x + DropPath(Linear(LN(scan(SiLU(DWConv(Linear(LN x))))) · SiLU(gate))).
+
+    Args:
+        channels: C of the feature map.
+        paths: K, the number of scan paths.
+        drop_path: Probability of skipping the branch while training.
+        backend: Home of the scan; see ``mambaad.scan.cross_scan``.
+    """
+
+    def __init__(
+        self, channels: int, paths: int, *, drop_path: float = 0.0, backend: Backend = "auto"
+    ) -> None:
+        super().__init__()
+        inner, rank = EXPAND * channels, math.ceil(channels / 16)
+        self.backend = backend
+        self.norm = nn.LayerNorm(channels)
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.scan_proj = nn.Parameter(torch.empty(paths, rank + 2 * STATE_SIZE, inner))
+        self.dt_weight = nn.Parameter(torch.empty(paths, inner, rank))
+        self.dt_bias = nn.Parameter(torch.empty(paths, inner))
+        self.a_log = nn.Parameter(torch.empty(paths, inner, STATE_SIZE))
+        self.skip = nn.Parameter(torch.empty(paths, inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+        self.drop_path = DropPath(drop_path)
+        self._initialise(inner, rank)
+
+    def _initialise(self, inner: int, rank: int) -> None:
+        nn.init.uniform_(self.scan_proj, -(inner**-0.5), inner**-0.5)
+        nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            low, high = math.log(DT_MIN), math.log(DT_MAX)
+            dt = torch.exp(torch.empty_like(self.dt_bias).uniform_(low, high)).clamp_min(DT_FLOOR)
+            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+            self.a_log.copy_(torch.log(torch.arange(1, STATE_SIZE + 1.0)).expand_as(self.a_log))
+            self.skip.fill_(1.0)
+
+    def forward(self, x: Tensor, orders: Tensor) -> Tensor:
+        """Args: x (B, H, W, C); orders int32 (K, H·W). Returns: (B, H, W, C)."""
+        return x + self.drop_path(self._branch(x, orders))
+
+    def _branch(self, x: Tensor, orders: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        inner, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)
+        inner = F.silu(self.conv(inner.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        pixels = inner.reshape(batch, height * width, -1)
+        # One matrix product in raster order: a point-wise map commutes with every path.
+        projections = F.linear(pixels, self.scan_proj.flatten(0, 1))
+        y = cross_scan(
+            pixels,
+            projections.unflatten(-1, self.scan_proj.shape[:2]),
+            self.a_log,
+            self.dt_weight,
+            self.dt_bias,
+            self.skip,
+            orders,
+            backend=self.backend,
+        )
+        gated = self.out_norm(y).reshape(batch, height, width, -1) * F.silu(gate)
+        out: Tensor = self.out_proj(gated)
+        return out
+
+
+class LSSModule(nn.Module):
+    """x + Conv1x1([global branch, local branches]).
+
+    The global branch is a cascade of HSS blocks. A local branch is Conv1x1, DWConv kxk, Conv1x1,
+    each followed by instance normalisation and SiLU.
+
+    Args:
+        channels: C of the feature map.
+        paths: K, the number of scan paths.
+        blocks: HSS blocks in the cascade (the paper's M); 0 leaves the global branch out.
+        kernels: One local branch for each size; empty leaves them out.
+        pointwise: Whether local branches have their 1x1 convolutions.
+        residual: Whether the input is added.
+        drop_path: Probability of skipping an HSS block's branch while training.
+        backend: Home of the scan.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        paths: int,
+        *,
+        blocks: int,
+        kernels: tuple[int, ...],
+        pointwise: bool = True,
+        residual: bool = True,
+        drop_path: float = 0.0,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.blocks = nn.ModuleList(
+            HSSBlock(channels, paths, drop_path=drop_path, backend=backend) for _ in range(blocks)
+        )
+        self.local = nn.ModuleDict(
+            {f"kernel{size}": _local_branch(channels, size, pointwise) for size in kernels}
+        )
+        joined = channels * ((blocks > 0) + len(kernels))
+        self.fuse = nn.Conv2d(joined, channels, 1)
+
+    def forward(self, x: Tensor, orders: Tensor) -> Tensor:
+        """Args: x (B, H, W, C); orders int32 (K, H·W). Returns: (B, H, W, C)."""
+        first = x.permute(0, 3, 1, 2)
+        branches = []
+        if self.blocks:
+            y = x
+            for block in self.blocks:
+                y = block(y, orders)
+            branches.append(y.permute(0, 3, 1, 2))
+        branches += [branch(first) for branch in self.local.values()]
+        fused: Tensor = self.fuse(torch.cat(branches, dim=1)).permute(0, 2, 3, 1)
+        return x + fused if self.residual else fused
+
+
+def _local_branch(channels: int, size: int, pointwise: bool) -> nn.Sequential:
+    depthwise = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
+    convolutions = [depthwise]
+    if pointwise:
+        before, after = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+        convolutions = [before, depthwise, after]
+    layers: list[nn.Module] = []
+    for convolution in convolutions:
+        layers += [convolution, InstanceNorm(), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+class InstanceNorm(nn.Module):
+    """Instance normalisation without weights, eps 1e-5, that also takes a map of one pixel.
+
+    A single pixel has no spread and becomes 0, where torch refuses to train.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] * x.shape[-2] == 1:
+            return torch.zeros_like(x)
+        return F.instance_norm(x)
+
+
+def initialise_decoder(module: nn.Module) -> None:
+    """The published initial values of the decoder's plain layers (``nn.Module.apply`` it).
+
+    Linear: truncated normal, deviation 0.02. Convolution: normal, variance 2 / (k² C_out / groups),
+    bias 0. LayerNorm: 1 and 0, which is torch's own.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

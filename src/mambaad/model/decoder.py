@@ -1,0 +1,141 @@
+"""The Mamba decoder: four stages of LSS modules, each after the first on a map twice as fine.
+
+The stages' widths mirror the encoder's maps (512, 256, 128, 64 for ResNet-18 and 34 with a
+256x256 picture at 8x8, 16x16, 32x32, 64x64); the last three stages' outputs are the student's maps.
+Source: He et al., MambaAD, arXiv 2404.06564, section 3.1 and Figure 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mambaad.config import ModelConfig
+from mambaad.model.blocks import LSSModule, initialise_decoder
+from mambaad.scan import Backend, direction_orders
+
+
+class PatchExpand(nn.Module):
+    """Twice the height and width: Linear, depth to space, LayerNorm.
+
+    Args:
+        inputs: Channels of the map that comes in, (B, H, W, inputs).
+        outputs: Channels of the map that goes out, (B, 2H, 2W, outputs).
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(inputs, 4 * outputs, bias=False)
+        self.norm = nn.LayerNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        parts = self.expand(x).reshape(batch, height, width, 2, 2, -1)
+        finer = parts.permute(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height, 2 * width, -1)
+        out: Tensor = self.norm(finer)
+        return out
+
+
+class Decoder(nn.Module):
+    """Rebuilds the encoder's three maps from the neck's one.
+
+    Args:
+        config: Depths, scan, and the make-up of the LSS modules.
+        channels: Channels of the encoder's maps, finest first.
+        in_channels: Channels of the neck's map.
+        backend: Home of the scan.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        channels: Sequence[int],
+        in_channels: int,
+        *,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self._tables: dict[tuple[int, int, torch.device], Tensor] = {}
+        widths = [in_channels, *reversed(channels)]
+        rates = drop_path_rates(config.depths, config.drop_path)
+        self.expands = nn.ModuleList(
+            [nn.Identity()]
+            + [PatchExpand(wide, narrow) for wide, narrow in zip(widths, widths[1:], strict=False)]
+        )
+        self.stages = nn.ModuleList()
+        for stage, (depth, width) in enumerate(zip(config.depths, widths, strict=True)):
+            sizes = lss_sizes(depth, config.hss_per_lss)
+            self.stages.append(
+                nn.ModuleList(
+                    LSSModule(
+                        width,
+                        config.direction_count,
+                        blocks=0 if config.branches == "local" else size,
+                        kernels=() if config.branches == "global" else config.kernels,
+                        pointwise=config.pointwise,
+                        residual=config.residual,
+                        drop_path=rates[stage][i],
+                        backend=backend,
+                    )
+                    for i, size in enumerate(sizes)
+                )
+            )
+        self.apply(initialise_decoder)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Args: x (B, C, H, W). Returns: three maps (B, C_i, H_i, W_i), finest first."""
+        x = x.permute(0, 2, 3, 1)
+        maps = []
+        for expand, stage in zip(self.expands, self.stages, strict=True):
+            x = expand(x)
+            orders = self.orders(x.shape[1], x.shape[2], x.device)
+            for module in stage:  # type: ignore[attr-defined]
+                x = module(x, orders)
+            maps.append(x.permute(0, 3, 1, 2))
+        return maps[:0:-1]  # the coarsest map has no counterpart in the encoder
+
+    def orders(self, height: int, width: int, device: torch.device) -> Tensor:
+        """The scan paths over a map of this size, int32 (K, H·W); made once per size."""
+        key = (height, width, device)
+        if key not in self._tables:
+            table = direction_orders(self.config.scan, self.config.directions, height, width)
+            self._tables[key] = torch.from_numpy(table).to(device)
+        return self._tables[key]
+
+
+def lss_sizes(depth: int, hss_per_lss: int | None = None) -> list[int]:
+    """How many HSS blocks each LSS module of a stage has.
+
+    The published rule is threes where the depth is a multiple of 3, else twos where it is even.
+    Other depths, which the published code cannot build, are threes followed by twos; 1 is a one.
+
+    >>> [lss_sizes(d) for d in (1, 2, 3, 4, 5, 6, 7, 9)]
+    [[1], [2], [3], [2, 2], [3, 2], [3, 3], [3, 2, 2], [3, 3, 3]]
+    >>> lss_sizes(3, hss_per_lss=1)
+    [1, 1, 1]
+    """
+    if hss_per_lss is not None:
+        return [hss_per_lss] * (depth // hss_per_lss)
+    if depth == 1:
+        return [1]
+    if depth % 3 == 0:
+        return [3] * (depth // 3)
+    if depth % 2 == 0:
+        return [2] * (depth // 2)
+    threes = next(n for n in range(depth // 3, -1, -1) if (depth - 3 * n) % 2 == 0)
+    return [3] * threes + [2] * ((depth - 3 * threes) // 2)
+
+
+def drop_path_rates(depths: Sequence[int], highest: float) -> list[list[float]]:
+    """The drop path rate of each LSS, per stage, as published.
+
+    The rates fall evenly to 0 over all blocks; a stage has a stretch of them as long as its depth,
+    and its LSS modules use the first ones of that stretch.
+    """
+    rates = np.linspace(highest, 0, sum(depths)).tolist()
+    starts = np.cumsum([0, *depths])
+    return [rates[start:end] for start, end in zip(starts, starts[1:], strict=False)]

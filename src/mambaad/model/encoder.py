@@ -1,0 +1,252 @@
+"""The frozen encoder: three feature maps at strides 4, 8 and 16, and where its weights come from.
+
+Any timm model with feature maps at these strides serves (the paper: ResNet-18, 34, 50 and wide
+ResNet-50). ``filterbank`` is built in and needs no download: fixed filters computed by a formula.
+It is weak, and meant for demonstrations and tests only.
+
+timm is imported when an encoder is built, not before: it is slow to import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaad.errors import ConfigError, WeightsError
+
+STRIDES = (4, 8, 16)
+
+PUBLISHED_TAGS = {
+    "resnet18": "resnet18.tv_in1k",
+    "resnet34": "resnet34.bt_in1k",
+    "resnet50": "resnet50.tv_in1k",
+    "wide_resnet50_2": "wide_resnet50_2.tv_in1k",
+}
+"""Which of timm's weights to download for a bare name: resnet34's is the file that the published
+code names (its resnet34-43635321.pth), the others are torchvision's first."""
+
+
+class FrozenEncoder(nn.Module):
+    """A network whose weights never change: no gradients, evaluation mode always.
+
+    Args:
+        body: Module that returns three maps, strides 4, 8 and 16.
+        channels: Their channels, finest first.
+    """
+
+    def __init__(self, body: nn.Module, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.body = body.requires_grad_(False).eval()
+        self.channels = channels
+
+    def train(self, mode: bool = True) -> FrozenEncoder:  # noqa: ARG002 - torch's signature
+        """Stays in evaluation mode, so that BatchNorm keeps the statistics it came with."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Args: images (B, 3, H, W). Returns: three (B, C_i, H / stride_i, W / stride_i)."""
+        return list(self.body(images))
+
+
+def build_encoder(name: str) -> FrozenEncoder:
+    """The encoder called ``name``. ``filterbank`` is complete; timm's have random weights yet.
+
+    Raises:
+        ConfigError: If timm has no such model, or it lacks maps at strides 4, 8 and 16.
+    """
+    if name == "filterbank":
+        bank = FilterBank()
+        return FrozenEncoder(bank, bank.channels)
+    timm = import_timm()
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('.')[0]}*")[:5]
+        raise ConfigError(f"encoder {name!r} is not a timm model; near: {near or 'none'}")
+    try:
+        strides = timm.create_model(name, features_only=True).feature_info.reduction()
+        indices = [strides.index(stride) for stride in STRIDES]
+        body = timm.create_model(name, features_only=True, out_indices=indices)
+    except (RuntimeError, ValueError, AttributeError, AssertionError) as error:
+        raise ConfigError(
+            f"encoder {name!r} has no feature maps at strides {list(STRIDES)}: {error}"
+        ) from error
+    return FrozenEncoder(body, tuple(body.feature_info.channels()))
+
+
+def import_timm() -> Any:
+    """timm, also beside a CPU build of torch whose torchvision is PyPI's CUDA build.
+
+    That torchvision registers fake versions of two operators at import and fails if its compiled
+    library, which a CPU build cannot load, has not defined them. Defining their schemas first is
+    all it needs: no encoder calls them. Once the real ones exist, nothing is done.
+    """
+    schemas = {
+        "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    }
+    try:
+        import torchvision  # noqa: F401
+    except (RuntimeError, ImportError):
+        for name, schema in schemas.items():
+            if not hasattr(torch.ops.torchvision, name):
+                torch.library.define(f"torchvision::{name}", schema)
+    import timm
+
+    return timm
+
+
+def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = None) -> str:
+    """Fill the encoder's weights, from a file or, without one, from timm's hub.
+
+    Args:
+        encoder: From ``build_encoder(name)``; changed in place.
+        name: The encoder's name.
+        weights: safetensors or torch file with torchvision's or timm's names. Extra entries (a
+            classifier, later stages) are ignored; every parameter in use must be there.
+
+    Returns:
+        Where the weights came from, for the record.
+
+    Raises:
+        WeightsError: If a file does not fit, or nothing can be downloaded.
+    """
+    if name == "filterbank":
+        if weights is not None:
+            raise WeightsError("the filterbank encoder computes its weights; leave out the file")
+        return "filterbank: fixed filters computed by a formula"
+    if weights is not None:
+        load_weights(encoder, read_state_dict(weights), str(weights))
+        return f"file {weights.name}"
+    timm = import_timm()
+    tag = PUBLISHED_TAGS.get(name, name)
+    try:
+        full = timm.create_model(tag, pretrained=True)
+    except Exception as error:  # noqa: BLE001 - the hub raises many kinds, all mean the same here
+        raise WeightsError(
+            f"no pretrained weights for encoder {name!r}: the download of {tag} failed "
+            f"({type(error).__name__}). Connect to the network, or give a file with "
+            "--encoder-weights FILE (safetensors or torch, timm or torchvision names)."
+        ) from error
+    load_weights(encoder, full.state_dict(), tag)
+    return f"timm {tag}"
+
+
+def load_weights(encoder: FrozenEncoder, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy the tensors that the encoder uses out of ``state``.
+
+    Raises:
+        WeightsError: If one is missing or has another shape; names the first few.
+    """
+    given = {_canonical(key): tensor for key, tensor in state.items()}
+    wanted = encoder.body.state_dict()
+    chosen = {}
+    missing, misshapen = [], []
+    for key, tensor in wanted.items():
+        found = given.get(_canonical(key))
+        if found is None:
+            if not key.endswith("num_batches_tracked"):
+                missing.append(key)
+        elif found.shape != tensor.shape:
+            misshapen.append(f"{key} is {tuple(found.shape)}, not {tuple(tensor.shape)}")
+        else:
+            chosen[key] = found
+    if missing or misshapen:
+        what = [f"{len(missing)} of {len(wanted)} tensors are missing: {missing[:3]}"] if missing else []
+        what += misshapen[:3]
+        raise WeightsError(f"{source} does not fit this encoder: {'; '.join(what)}")
+    encoder.body.load_state_dict(chosen, strict=False)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a torch file (read with ``weights_only=True``).
+
+    Raises:
+        WeightsError: If the file is missing, is neither, or holds no tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch, zip and safetensors raise many kinds
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"cannot read weights from {path}: {cause}") from error
+    for key in ("state_dict", "model", "net"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors by name")
+    return tensors
+
+
+def _canonical(key: str) -> str:
+    """A name without the differences between wrappers: prefixes, and timm's stages_0 for stages.0."""
+    for prefix in ("module.", "encoder.", "body.", "backbone.", "net_t."):
+        key = key.removeprefix(prefix)
+    return key.replace("_", ".")
+
+
+class FilterBank(nn.Module):
+    """Fixed filters in three stages, computed by a formula: an encoder that needs no weights.
+
+    Stage 1 filters brightness with Gabor pairs (even and odd) in eight directions at two scales,
+    and two colour contrasts with small blobs and edges. Stages 2 and 3 mix the rectified responses
+    with random orthonormal 3x3 filters from a fixed seed. Nothing was learned.
+    """
+
+    channels = (40, 80, 160)
+
+    def __init__(self) -> None:
+        super().__init__()
+        rng = np.random.default_rng(20240406)
+        self.register_buffer("first", _gabor_filters())
+        self.register_buffer("second", _orthonormal(rng, self.channels[1], self.channels[0]))
+        self.register_buffer("third", _orthonormal(rng, self.channels[2], self.channels[1]))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = []
+        x = F.conv2d(F.pad(images, (4, 4, 4, 4), mode="replicate"), self.first, stride=2)
+        for filters in (self.second, self.third, None):
+            x = F.avg_pool2d(F.relu(x), 2)
+            maps.append(x)
+            if filters is not None:
+                x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), filters)
+        return maps
+
+
+def _gabor_filters() -> Tensor:
+    """(40, 3, 9, 9): 32 Gabor filters on brightness, 8 filters on colour, each of unit norm."""
+    y, x = np.mgrid[-4:5, -4:5].astype(np.float64)
+    filters = []
+    brightness = np.ones(3) / math.sqrt(3)
+    for wavelength, spread in ((3.5, 1.4), (7.0, 2.6)):
+        envelope = np.exp(-(x**2 + y**2) / (2 * spread**2))
+        for turn in range(8):
+            angle = math.pi * turn / 8
+            phase = 2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / wavelength
+            for wave in (np.cos(phase), np.sin(phase)):
+                kernel = envelope * wave
+                kernel -= envelope * kernel.sum() / envelope.sum()  # blind to flat light
+                filters.append(np.multiply.outer(brightness, kernel))
+    blob = np.exp(-(x**2 + y**2) / (2 * 1.8**2))
+    for contrast in (np.array([1.0, -1.0, 0.0]), np.array([0.5, 0.5, -1.0])):
+        for kernel in (blob, -blob, blob * x, blob * y):
+            filters.append(np.multiply.outer(contrast, kernel))
+    bank = np.stack([f / np.linalg.norm(f) for f in filters])
+    return torch.from_numpy(bank).float()
+
+
+def _orthonormal(rng: np.random.Generator, outputs: int, inputs: int) -> Tensor:
+    """(outputs, inputs, 3, 3) with orthogonal rows, scaled to keep the variance through a ReLU."""
+    q, _ = np.linalg.qr(rng.standard_normal((inputs * 9, outputs)))
+    scale = math.sqrt(2 * inputs * 9 / outputs)
+    return torch.from_numpy((q.T * scale / 3).reshape(outputs, inputs, 3, 3)).float()

@@ -1,0 +1,124 @@
+"""The cross scan: a selective state space model run along K paths over a feature map, summed.
+
+``cross_scan`` is the one entry. ``orders`` makes the paths, ``reference`` is the equation,
+``cpu`` the compiled kernel for the CPU, ``operator`` the ``torch.library`` operator around them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mambaad.errors import BackendError
+from mambaad.scan.operator import cross_scan_forward
+from mambaad.scan.orders import METHODS, direction_orders
+
+__all__ = ["METHODS", "Backend", "cross_scan", "direction_orders", "resolve_backend"]
+
+Backend = Literal["auto", "numba", "torch", "reference"]
+
+
+def cross_scan(
+    x: Tensor,
+    projections: Tensor,
+    a_log: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    skip: Tensor | None,
+    orders: Tensor,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Scan ``x`` along every path and sum; the equation is in ``mambaad.scan.reference``.
+
+    The states and all sums are float32 (float64 if ``x`` is): 16-bit inputs are widened first.
+
+    Args:
+        x: (B, L, D), pixels in raster order, channels last.
+        projections: (B, L, K, R + 2N), raster order: for every pixel and path the low-rank step
+            size (R), then B (N) and C (N).
+        a_log: (K, D, N), the logarithm of -A.
+        dt_weight: (K, D, R), from the low-rank step size to the channels'.
+        dt_bias: (K, D), added before softplus.
+        skip: (K, D), the factor of x added to the output, or None.
+        orders: int32, (K, L): ``orders[k, t]`` is the pixel that path k visits at step t; every
+            row is a permutation of 0..L-1.
+        backend: ``auto`` takes numba for float32 on the CPU, the chunked torch path on other
+            devices and the reference for float64 on the CPU. A named one runs or raises.
+
+    Returns:
+        y, (B, L, D), in the dtype of ``x``. Differentiable in every input but ``orders``.
+
+    Raises:
+        ValueError: If a shape disagrees with those of ``x``, ``a_log`` and ``orders``.
+        BackendError: If the named backend cannot take these tensors.
+    """
+    _check_shapes(x, projections, a_log, dt_weight, dt_bias, skip, orders)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    chosen = resolve_backend(backend, x.device, wide)
+    y, _ = cross_scan_forward(
+        x.to(wide),
+        projections.to(wide),
+        a_log.to(wide),
+        dt_weight.to(wide),
+        dt_bias.to(wide),
+        None if skip is None else skip.to(wide),
+        orders,
+        chosen,
+        torch.is_grad_enabled(),
+    )
+    return y.to(x.dtype)
+
+
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that will run for tensors of this device and computing dtype.
+
+    Raises:
+        BackendError: If ``backend`` is unknown or cannot run there.
+    """
+    if backend not in get_args(Backend):
+        raise BackendError(f"backend must be one of {list(get_args(Backend))}, got {backend!r}")
+    if backend == "auto":
+        if device.type != "cpu":
+            return "torch"
+        return "numba" if dtype == torch.float32 else "reference"
+    if backend == "numba" and (device.type != "cpu" or dtype != torch.float32):
+        raise BackendError(
+            f"backend='numba' needs float32 tensors on the CPU, got {dtype} on {device}; "
+            "use backend='auto', or 'reference', which takes any"
+        )
+    return backend
+
+
+def _check_shapes(
+    x: Tensor,
+    projections: Tensor,
+    a_log: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    skip: Tensor | None,
+    orders: Tensor,
+) -> None:
+    if x.dim() != 3 or a_log.dim() != 3 or dt_weight.dim() != 3:
+        raise ValueError(
+            "x (B, L, D), a_log (K, D, N) and dt_weight (K, D, R) must have three dimensions, got "
+            f"{tuple(x.shape)}, {tuple(a_log.shape)} and {tuple(dt_weight.shape)}"
+        )
+    batch, length, channels = x.shape
+    paths, _, size = a_log.shape
+    rank = dt_weight.shape[2]
+    expected = {
+        "projections": (projections, (batch, length, paths, rank + 2 * size)),
+        "a_log": (a_log, (paths, channels, size)),
+        "dt_weight": (dt_weight, (paths, channels, rank)),
+        "dt_bias": (dt_bias, (paths, channels)),
+        "skip": (skip, (paths, channels)),
+        "orders": (orders, (paths, length)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    if orders.dtype != torch.int32:
+        raise ValueError(f"orders must be int32, got {orders.dtype}")
