@@ -1,2 +1,70 @@
-"""MambaAD."""
+"""MambaAD: find defects in pictures of many products, learned from good pictures only.
+
+    import mambaad
+    detector = mambaad.load("runs/bottle")
+    prediction = detector.predict("new.png")
+
+Training and evaluation from Python: ``mambaad.train.train`` and ``mambaad.evaluate.evaluate``.
+Names are imported when they are first used, so ``import mambaad`` is quick and does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mambaad import metrics
+    from mambaad.config import Config, DataConfig, ModelConfig, TrainConfig
+    from mambaad.errors import MambaADError
+    from mambaad.model import MambaAD, build
+    from mambaad.predict import Detector, Prediction
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "Detector",
+    "MambaAD",
+    "MambaADError",
+    "ModelConfig",
+    "Prediction",
+    "TrainConfig",
+    "build",
+    "load",
+    "metrics",
+]
+
+_HOMES = {
+    "Config": "config",
+    "DataConfig": "config",
+    "ModelConfig": "config",
+    "TrainConfig": "config",
+    "MambaADError": "errors",
+    "MambaAD": "model",
+    "build": "model",
+    "Detector": "predict",
+    "Prediction": "predict",
+}
+
+
+def load(run: Path | str, *, device: str = "auto") -> Detector:
+    """The detector of a run folder; see ``Detector.load``."""
+    from mambaad.predict import Detector
+
+    return Detector.load(run, device=device)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return import_module("mambaad.metrics")
+    if name in _HOMES:
+        return getattr(import_module(f"mambaad.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'mambaad' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

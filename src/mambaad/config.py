@@ -133,7 +133,9 @@ class ModelConfig(_Table):
         if isinstance(self.scan, str):
             _check_choice("scan", self.scan, ScanMethod)
             if self.directions not in (2, 4, 8, "distinct"):
-                raise ConfigError(f"directions must be 2, 4, 8 or 'distinct'; got {self.directions!r}")
+                raise ConfigError(
+                    f"directions must be 2, 4, 8 or 'distinct'; got {self.directions!r}"
+                )
             return
         if not isinstance(self.scan, Mapping) or not self.scan:
             raise ConfigError(

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mambaad.config import ModelConfig
-from mambaad.errors import CheckpointError, ConfigError
+from mambaad import checkpoint
+from mambaad.config import Config, ModelConfig
+from mambaad.errors import CheckpointError, ConfigError, WeightsError
 from mambaad.model import MambaAD, build
 from mambaad.model.decoder import lss_sizes
+from mambaad.model.encoder import read_state_dict
 from mambaad.scan import METHODS, direction_orders
 
 _UNUSED = re.compile(r"\.conv(1b3|1a3|33)\.|num_batches_tracked$")
 _TABLE = re.compile(r"\.scans?\.(index|inverse)\w*$|index_flat")
-
-_ENCODERS = {
-    (0, 2, 2, 2): ("resnet18", "basic"),
-    (0, 3, 4, 6): ("resnet34", "basic"),
-}
 
 _NECK = {
     "conv1": "down1.0",
@@ -85,7 +83,11 @@ def our_name(published: str) -> str | None:
 def _neck_name(rest: str) -> str | None:
     if match := re.fullmatch(r"bn_layer\.(\d+)\.(downsample\.\d|\w+)\.(\w+)", rest):
         block, layer, leaf = match.groups()
-        return f"neck.bottlenecks.{block}.{_BOTTLENECK[layer]}.{leaf}" if layer in _BOTTLENECK else None
+        return (
+            f"neck.bottlenecks.{block}.{_BOTTLENECK[layer]}.{leaf}"
+            if layer in _BOTTLENECK
+            else None
+        )
     layer, _, leaf = rest.partition(".")
     return f"neck.{_NECK[layer]}.{leaf}" if layer in _NECK else None
 
@@ -165,7 +167,7 @@ def _infer_encoder(state: Mapping[str, Tensor]) -> str:
         if match := re.match(r"net_t\.layer(\d)\.(\d+)\.", key):
             stage, block = map(int, match.groups())
             counts[stage] = max(counts.get(stage, 0), block + 1)
-    shape = tuple(counts.get(stage, 0) for stage in (1, 2, 3))
+    shape = (counts.get(1, 0), counts.get(2, 0), counts.get(3, 0))
     if "net_t.layer1.0.conv3.weight" in state:
         width = state["net_t.layer1.0.conv1.weight"].shape[0]
         found = {(3, 4, 6): {64: "resnet50", 128: "wide_resnet50_2"}.get(width)}.get(shape)
@@ -196,6 +198,36 @@ def _infer_scan(state: Mapping[str, Tensor], directions: int) -> str:
             "name the method with --scan"
         )
     return "hilbert"
+
+
+def convert_file(path: Path, run: Path, scan: str | None = None) -> tuple[Config, list[str]]:
+    """Make a run folder of a published checkpoint file.
+
+    Args:
+        path: ``{'net': ...}`` or the bare tensors; read with ``weights_only=True``.
+        run: The folder to make. It must not hold a run yet.
+        scan: The scan method, if the checkpoint should not decide.
+
+    Returns:
+        The run's settings, and the names of tensors that were left out.
+
+    Raises:
+        CheckpointError: If the file cannot be read or does not fit, or ``run`` holds a run.
+    """
+    if (run / checkpoint.MODEL).exists() or (run / checkpoint.STATE).exists():
+        raise CheckpointError(f"{run} holds a run already; choose another folder with --out")
+    try:
+        state = read_state_dict(path)
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    model_config, model, left_out = convert(state, scan)
+    config = Config(model=model_config)
+    checkpoint.save_config(run, config)
+    checkpoint.save_model(run, model)
+    device = torch.device("cpu")
+    origin = f"published checkpoint {path.name}"
+    checkpoint.save_provenance(run, checkpoint.provenance(config, device, encoder_weights=origin))
+    return config, left_out
 
 
 def convert(
@@ -239,7 +271,9 @@ def convert(
 def _misfit(missing: Sequence[str], misshapen: Sequence[str]) -> str:
     parts = []
     if missing:
-        parts.append(f"{len(missing)} parameters are not in it, the first: {', '.join(missing[:3])}")
+        parts.append(
+            f"{len(missing)} parameters are not in it, the first: {', '.join(missing[:3])}"
+        )
     if misshapen:
         parts.append(f"{len(misshapen)} have another shape, the first: {'; '.join(misshapen[:2])}")
     return "the checkpoint does not fit the network: " + "; ".join(parts)

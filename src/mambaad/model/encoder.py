@@ -158,7 +158,11 @@ def load_weights(encoder: FrozenEncoder, state: Mapping[str, Tensor], source: st
         else:
             chosen[key] = found
     if missing or misshapen:
-        what = [f"{len(missing)} of {len(wanted)} tensors are missing: {missing[:3]}"] if missing else []
+        what = (
+            [f"{len(missing)} of {len(wanted)} tensors are missing: {missing[:3]}"]
+            if missing
+            else []
+        )
         what += misshapen[:3]
         raise WeightsError(f"{source} does not fit this encoder: {'; '.join(what)}")
     encoder.body.load_state_dict(chosen, strict=False)
@@ -182,7 +186,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
     if not tensors:
         raise WeightsError(f"{path} holds no tensors by name")
     return tensors

@@ -52,7 +52,11 @@ class MambaAD(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The teacher's maps. They do not change in training, so they may be kept."""
-        if images.dim() != 4 or images.shape[1] != 3 or any(s % TOTAL_STRIDE for s in images.shape[2:]):
+        if (
+            images.dim() != 4
+            or images.shape[1] != 3
+            or any(s % TOTAL_STRIDE for s in images.shape[2:])
+        ):
             raise ValueError(
                 f"images must be (B, 3, H, W) with H and W multiples of {TOTAL_STRIDE}, "
                 f"got {tuple(images.shape)}"
@@ -127,8 +131,12 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
     weights = (weights / weights.sum()).to(maps.dtype)
     smoothed = maps[:, None]
-    smoothed = F.conv2d(smoothed[:, :, _mirror(maps.shape[1], radius, maps)], weights[None, None, :, None])
-    smoothed = F.conv2d(smoothed[..., _mirror(maps.shape[2], radius, maps)], weights[None, None, None])
+    smoothed = F.conv2d(
+        smoothed[:, :, _mirror(maps.shape[1], radius, maps)], weights[None, None, :, None]
+    )
+    smoothed = F.conv2d(
+        smoothed[..., _mirror(maps.shape[2], radius, maps)], weights[None, None, None]
+    )
     return smoothed[:, 0]
 
 

@@ -75,7 +75,9 @@ class Bottleneck(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x))
 
 
-def _conv(inputs: int, outputs: int, size: int, *, stride: int = 1, bias: bool = False) -> nn.Sequential:
+def _conv(
+    inputs: int, outputs: int, size: int, *, stride: int = 1, bias: bool = False
+) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=bias),
         nn.BatchNorm2d(outputs),

@@ -49,13 +49,18 @@ LN2 = f4(0.6931471805599453)
 FAST = {"contract", "nsz", "arcp"}
 FAST_SUM = {"contract", "nsz", "arcp", "reassoc"}
 
+_MOST_THREADS: int = numba.get_num_threads()
 _lock = threading.Lock()  # numba's simplest threading layer must not be entered twice at once
 
 
-@njit(inline="always", fastmath=FAST)  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath=FAST)
 def _exp2(x: Any) -> Any:
-    """2^x for x <= 0, relative error 1e-7, exactly 1 at 0; below -126 it stays at 2^-126."""
-    x = max(x, f4(-126.0))
+    """2^x for x <= 0, relative error 1e-7, exactly 1 at 0; below -60 it stays at 2^-60.
+
+    That floor is far below what float32 can tell from 0 beside the other terms of a sum, and it
+    keeps states from sinking into denormal numbers, which are many times slower to compute with.
+    """
+    x = max(x, f4(-60.0))
     shifted = x + f4(12582912.0)  # 1.5 * 2^23: the integer part moves into the lowest bits
     f = x - (shifted - f4(12582912.0))
     p = f4(0.00015353362) * f + f4(0.0013398875)
@@ -68,7 +73,7 @@ def _exp2(x: Any) -> Any:
     return np.int32(f4(p).view(np.int32) + exponent).view(np.float32)
 
 
-@njit(inline="always", fastmath=FAST)  # type: ignore[untyped-decorator]
+@njit(inline="always", fastmath=FAST)
 def _log1p(e: Any) -> Any:
     """log(1 + e) for 0 <= e <= 1: 2 atanh(e / (2 + e))."""
     s = e / (e + f4(2.0))
@@ -82,7 +87,7 @@ def _log1p(e: Any) -> Any:
     return s * p
 
 
-@njit(inline="always")  # type: ignore[untyped-decorator]
+@njit(inline="always")
 def _place(task: Any, groups: Any, channels: Any, paths: Any) -> Any:
     """What a task works on: picture, first channel, group, first path, path after the last."""
     blocks = channels // BLOCK
@@ -95,7 +100,7 @@ def _place(task: Any, groups: Any, channels: Any, paths: Any) -> Any:
 # The kernels' loops are written out because the compiler turns each ``for d`` into vector code.
 
 
-@njit(fastmath=FAST, error_model="numpy", inline="never")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST, error_model="numpy", inline="never")
 def _forward_task(
     task: Any, groups: Any, x: Any, projections: Any, a2: Any, weight: Any, bias: Any,
     skip: Any, orders: Any, y: Any, saved: Any,
@@ -158,7 +163,7 @@ def _forward_task(
                     y[group, b, p, d0 + d] += out[d]
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(parallel=True, cache=True)
 def _forward(
     tasks: Any, groups: Any, x: Any, projections: Any, a2: Any, weight: Any, bias: Any,
     skip: Any, orders: Any, y: Any, saved: Any,
@@ -167,7 +172,7 @@ def _forward(
         _forward_task(task, groups, x, projections, a2, weight, bias, skip, orders, y, saved)
 
 
-@njit(fastmath=FAST_SUM, error_model="numpy", inline="never")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST_SUM, error_model="numpy", inline="never")
 def _dot(a: Any, b: Any) -> Any:
     total = f4(0)
     for d in range(BLOCK):
@@ -175,7 +180,7 @@ def _dot(a: Any, b: Any) -> Any:
     return total
 
 
-@njit(fastmath=FAST, error_model="numpy", inline="never")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST, error_model="numpy", inline="never")
 def _recompute_chunk(
     b: Any, k: Any, d0: Any, t0: Any, steps: Any, x: Any, projections: Any, orders: Any,
     a: Any, w: Any, bias_k: Any, h: Any, states: Any, decays: Any, zs: Any, dts: Any,
@@ -211,7 +216,7 @@ def _recompute_chunk(
                 decays[i, n, d] = decay
 
 
-@njit(fastmath=FAST, error_model="numpy", inline="never")  # type: ignore[untyped-decorator]
+@njit(fastmath=FAST, error_model="numpy", inline="never")
 def _backward_task(
     task: Any, groups: Any, x: Any, projections: Any, a2: Any, weight: Any, bias: Any,
     skip: Any, orders: Any, saved: Any, dy: Any,
@@ -235,6 +240,11 @@ def _backward_task(
     bias_k = np.empty(BLOCK, f4)
     dbias_k = np.empty(BLOCK, f4)
     dskip_k = np.empty(BLOCK, f4)
+    # A chunk's share of each sum over the path: two short sums round less than one long one.
+    da_chunk = np.empty((size, BLOCK), f4)
+    dw_chunk = np.empty((rank, BLOCK), f4)
+    dbias_chunk = np.empty(BLOCK, f4)
+    dskip_chunk = np.empty(BLOCK, f4)
     dt = np.empty(BLOCK, f4)
     dx = np.empty(BLOCK, f4)
     dy_t = np.empty(BLOCK, f4)
@@ -266,6 +276,15 @@ def _backward_task(
                 b, k, d0, t0, steps, x, projections, orders, a, w, bias_k, h, states, decays, zs,
                 dts,
             )  # fmt: skip
+            for n in range(size):
+                for d in range(BLOCK):
+                    da_chunk[n, d] = f4(0)
+            for r in range(rank):
+                for d in range(BLOCK):
+                    dw_chunk[r, d] = f4(0)
+            for d in range(BLOCK):
+                dbias_chunk[d] = f4(0)
+                dskip_chunk[d] = f4(0)
             for i in range(steps - 1, -1, -1):
                 p = orders[k, t0 + i]
                 for d in range(BLOCK):
@@ -276,7 +295,7 @@ def _backward_task(
                 for d in range(BLOCK):
                     pixel = x[b, p, d0 + d]
                     dx[d] = dt[d] * pixel
-                    dskip_k[d] += dy_t[d] * pixel
+                    dskip_chunk[d] += dy_t[d] * pixel
                 for n in range(size):
                     b_n = projections[b, p, k, rank + n]
                     c_n = projections[b, p, k, rank + size + n]
@@ -287,7 +306,7 @@ def _backward_task(
                         # state - drive is the decayed state before this step, without a division
                         g_decayed = (states[i, n, d] - dx[d] * b_n) * g_n[d]
                         g_a[d] += g_decayed * a[n, d]
-                        da_k[n, d] += g_decayed * dt[d]
+                        da_chunk[n, d] += g_decayed * dt[d]
                     for d in range(BLOCK):
                         g[n, d] = g_n[d] * decays[i, n, d]
                     dprojections[block, b, p, k, rank + n] = _dot(g_n, dx)
@@ -300,11 +319,11 @@ def _backward_task(
                         sigmoid = e * sigmoid
                     v = (g_b[d] * x[b, p, d0 + d] + g_a[d] * LN2) * sigmoid
                     dz[d] = v
-                    dbias_k[d] += v
+                    dbias_chunk[d] += v
                 for r in range(rank):
                     s = projections[b, p, k, r]
                     for d in range(BLOCK):
-                        dw[r, d] += dz[d] * s
+                        dw_chunk[r, d] += dz[d] * s
                     dprojections[block, b, p, k, r] = _dot(dz, w[r])
                 if k == first:
                     for d in range(BLOCK):
@@ -314,6 +333,15 @@ def _backward_task(
                     for d in range(BLOCK):
                         v = g_b[d] * dt[d] + skip[k, d0 + d] * dy_t[d]
                         dx_out[group, b, p, d0 + d] += v
+            for n in range(size):
+                for d in range(BLOCK):
+                    da_k[n, d] += da_chunk[n, d]
+            for r in range(rank):
+                for d in range(BLOCK):
+                    dw[r, d] += dw_chunk[r, d]
+            for d in range(BLOCK):
+                dbias_k[d] += dbias_chunk[d]
+                dskip_k[d] += dskip_chunk[d]
         for n in range(size):
             for d in range(BLOCK):
                 da[b, k, n, d0 + d] = da_k[n, d]
@@ -325,7 +353,7 @@ def _backward_task(
             dskip[b, k, d0 + d] = dskip_k[d]
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@njit(parallel=True, cache=True)
 def _backward(
     tasks: Any, groups: Any, x: Any, projections: Any, a2: Any, weight: Any, bias: Any,
     skip: Any, orders: Any, saved: Any, dy: Any,
@@ -398,7 +426,7 @@ def backward(
         dx, dprojections, da, dweight, dbias, dskip,
     )  # fmt: skip
     sums = [torch.from_numpy(v).sum(0)[..., :channels] for v in (da, dweight, dbias, dskip)]
-    da_log = sums[0].transpose(1, 2) * -torch.exp(a_log)
+    da_log = sums[0].transpose(1, 2).contiguous() * -torch.exp(a_log).contiguous()
     return (
         _sum_groups(dx, channels),
         torch.from_numpy(dprojections).sum(0),
@@ -412,7 +440,7 @@ def backward(
 def _run(kernel: Any, *arguments: Any) -> None:
     """Call a kernel with as many threads as torch uses."""
     with _lock:
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
         kernel(*arguments)
 
 

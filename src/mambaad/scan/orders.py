@@ -15,8 +15,8 @@ which the published weights expect them; 2 directions are the first path and its
 first two and their reverses.
 
 A Hilbert curve starts and ends on the same edge, so backwards it is its own mirror picture: of the
-eight published directions only six differ (0 and 7 are the same path, as are 3 and 4; the same
-holds for ``scan``). ``directions="distinct"`` takes eight different ones instead.
+eight published directions only six differ (0 and 7 are the same path, as are 3 and 4; for ``scan``
+1 and 6, and 2 and 5). ``directions="distinct"`` takes eight different ones instead.
 
 Source: He et al., MambaAD, arXiv 2404.06564. The rectangle's Hilbert curve follows the recursive
 subdivision of J. Červený ("gilbert"); on squares whose side is a power of two it is Hilbert's own.
@@ -86,15 +86,14 @@ def hilbert(height: int, width: int) -> Order:
     """The Hilbert curve: consecutive positions are neighbours, at every scale.
 
     On a square whose side is a power of two it starts top-left and ends top-right. On a rectangle
-    every step still goes to a neighbour, apart from at most one diagonal step where a side is odd.
+    it leads along the width in the same way, also where the height is greater, so that a map and
+    its transpose give two different paths; every step still goes to a neighbour, apart from at most
+    one diagonal step where a side is odd.
 
     >>> hilbert(2, 2).tolist()
     [0, 2, 3, 1]
     """
-    if width >= height:
-        cells = _hilbert_cells(0, 0, (0, width), (height, 0))
-    else:
-        cells = _hilbert_cells(0, 0, (height, 0), (0, width))
+    cells = _hilbert_cells(0, 0, (0, width), (height, 0))
     return np.fromiter((r * width + c for r, c in cells), np.int32, height * width)
 
 

@@ -1,0 +1,5 @@
+"""``python -m mambaad`` is the command line."""
+
+from mambaad.cli import main
+
+main()

@@ -1,0 +1,161 @@
+"""Thresholds from good pictures alone, kept in a text file that may be edited.
+
+A picture is called defective if its score is above the threshold of its category, a pixel if its
+anomaly is. The threshold is a quantile of the scores of good pictures: those held out of training
+or, if none were, the training pictures themselves. The network has seen the latter, so it scores
+them lower than new good pictures, and the threshold errs on the side of false alarms; the file says
+which pictures it comes from. Test pictures are never used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mambaad.checkpoint import CALIBRATION
+from mambaad.errors import CheckpointError, ConfigError
+from mambaad.files import write_json
+
+Source = Literal["held-out training pictures", "training pictures", "given"]
+
+QUANTILE = 0.99
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One category's threshold and the good scores it comes from."""
+
+    threshold: float
+    """Scores above it are called defective."""
+
+    pictures: int
+    """Number of good pictures."""
+
+    mean: float
+    """Their mean score."""
+
+    maximum: float
+    """Their highest score."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The thresholds of a run."""
+
+    source: str
+    """Which good pictures the scores are of."""
+
+    quantile: float
+    """Share of those scores that lie at or below the threshold."""
+
+    overall: Threshold
+    """For pictures whose category is not known."""
+
+    categories: Mapping[str, Threshold]
+    """By category."""
+
+    def threshold(self, category: str | None = None) -> float:
+        """The threshold of a category; the overall one if it is None or not known."""
+        found = self.categories.get(category) if category is not None else None
+        return (found or self.overall).threshold
+
+
+def calibrate(
+    scores: Sequence[float],
+    categories: Sequence[str],
+    source: Source,
+    quantile: float = QUANTILE,
+) -> Calibration:
+    """Make thresholds from the scores of good pictures.
+
+    The quantile is one of the scores (the next higher), so with fewer than 100 pictures it is the
+    highest. The overall threshold is the highest of the categories': a picture of unknown category
+    must not be called defective for being of a category with high scores.
+
+    Args:
+        scores: (n,), of good pictures.
+        categories: (n,), their categories.
+        source: Which pictures they are.
+        quantile: In 0..1.
+
+    Raises:
+        ValueError: If there are no scores.
+    """
+    if len(scores) == 0:
+        raise ValueError("calibrate needs at least one score, got none")
+    values, names = np.asarray(scores, dtype=np.float64), np.asarray(categories)
+    by_category = {
+        str(name): _threshold(values[names == name], quantile)
+        for name in sorted(set(names.tolist()))
+    }
+    highest = max(t.threshold for t in by_category.values())
+    overall = Threshold(highest, len(values), float(values.mean()), float(values.max()))
+    return Calibration(source, quantile, overall, by_category)
+
+
+def manual(threshold: float, known: Calibration | None = None) -> Calibration:
+    """One given threshold for every category.
+
+    Args:
+        threshold: Scores above it are called defective.
+        known: The run's calibration, whose categories are kept.
+
+    Raises:
+        ConfigError: If it is not a finite number.
+    """
+    if not math.isfinite(threshold):
+        raise ConfigError(f"the threshold must be a finite number, got {threshold}")
+    same = Threshold(threshold, 0, math.nan, math.nan)
+    return Calibration(
+        "given", math.nan, same, {n: same for n in (known.categories if known else ())}
+    )
+
+
+def _threshold(values: Any, quantile: float) -> Threshold:
+    level = float(np.quantile(values, quantile, method="higher"))
+    return Threshold(level, len(values), float(values.mean()), float(values.max()))
+
+
+def save_calibration(run: Path, calibration: Calibration) -> None:
+    """Write ``calibration.json`` into a run folder."""
+    write_json(run / CALIBRATION, asdict(calibration))
+
+
+def load_calibration(run: Path) -> Calibration | None:
+    """Read ``calibration.json``; None if a run has none (a converted one, say).
+
+    Raises:
+        CheckpointError: If the file is not what ``save_calibration`` writes, for example after a
+            slip in editing.
+    """
+    path = run / CALIBRATION
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Calibration(
+            source=str(values["source"]),
+            quantile=float(values["quantile"]),
+            overall=_read(values["overall"]),
+            categories={name: _read(v) for name, v in values["categories"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} is not a calibration file ({type(error).__name__}: {error}); mend it, or remove "
+            "it and predict with --threshold"
+        ) from error
+
+
+def _read(values: Mapping[str, Any]) -> Threshold:
+    level = float(values["threshold"])
+    if not math.isfinite(level):
+        raise ValueError(f"threshold must be a finite number, got {level}")
+    return Threshold(
+        level, int(values["pictures"]), float(values["mean"]), float(values["maximum"])
+    )

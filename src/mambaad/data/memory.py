@@ -1,0 +1,92 @@
+"""How much memory there is, and so where prepared data is kept between epochs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from mambaad.config import Cache
+
+ResolvedCache = Literal["features", "pictures", "disk", "none"]
+
+FEATURE_SHARE = 0.25
+"""Share of the free memory that cached features may take under ``auto``."""
+
+PICTURE_SHARE = 0.5
+"""Share of the free memory that cached pictures may take under ``auto``."""
+
+
+def choose_cache(
+    requested: Cache, picture_bytes: int, feature_bytes: int, memory: int
+) -> ResolvedCache:
+    """Resolve ``DataConfig.cache``; anything but ``auto`` is taken as it is.
+
+    Args:
+        requested: The setting.
+        picture_bytes: What all prepared pictures take.
+        feature_bytes: What all of the encoder's feature maps take.
+        memory: Free memory in bytes, as :func:`available_memory` gives it.
+
+    Returns:
+        ``features`` up to ``FEATURE_SHARE`` of the memory, else ``pictures`` up to
+        ``PICTURE_SHARE``, else ``disk``.
+    """
+    if requested != "auto":
+        return requested
+    if feature_bytes <= FEATURE_SHARE * memory:
+        return "features"
+    return "pictures" if picture_bytes <= PICTURE_SHARE * memory else "disk"
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that can be allocated without swapping.
+
+    On Linux ``MemAvailable``, or what a container's limit (cgroup 1 or 2) leaves if that is less;
+    elsewhere the free pages if the system counts them, or half of the memory there is.
+
+    Args:
+        root: Where ``proc`` and ``sys`` are.
+    """
+    limits = _cgroup_memory(root)
+    for line in _read_text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            limits.append(int(line.split()[1]) * 1024)
+            return max(0, min(limits))
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PAGE_SIZE" in names and "SC_AVPHYS_PAGES" in names:
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    elif "SC_PAGE_SIZE" in names and "SC_PHYS_PAGES" in names:
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    else:
+        limits.append(2 * 1024**3)  # Windows tells neither: a small machine
+    return max(0, min(limits))
+
+
+def _cgroup_memory(root: Path) -> list[int]:
+    """What each memory limit above this process leaves, without files that can be dropped."""
+    left: list[int] = []
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        if not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+        folder = top / path.strip("/")
+        for place in (folder, *folder.parents):
+            limit, used = (_read_text(place / name).strip() for name in names[:2])
+            if limit.isdigit() and used.isdigit():
+                stat = dict(r.split() for r in _read_text(place / "memory.stat").splitlines())
+                left.append(int(limit) - int(used) + int(stat.get(names[2], 0)))
+            if place == top:
+                break
+    return left
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""  # not Linux, or not in a container

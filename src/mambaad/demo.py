@@ -1,0 +1,88 @@
+"""The demonstration: the built-in benchmark from nothing to a report, on a plain CPU."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mambaad.checkpoint import load_config
+from mambaad.config import Config
+from mambaad.data import read_dataset
+from mambaad.data.synthetic import synthesize
+from mambaad.errors import CheckpointError
+from mambaad.evaluate import Evaluation, evaluate
+from mambaad.model import build
+from mambaad.model.encoder import load_pretrained
+from mambaad.testing import run_test
+from mambaad.train import Observer, train
+
+SETTINGS = {
+    "model.encoder": "filterbank",
+    "model.depths": [2, 2, 2, 2],
+    "data.image_size": [128, 128],
+    "train.epochs": 8,
+}
+SIZE, TRAIN, GOOD, DEFECTIVE = 128, 48, 16, 16
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration showed."""
+
+    trained: Evaluation
+    untrained: Evaluation
+    """The same network with its first weights, on the same pictures."""
+
+    report: Path
+    seconds: float
+
+
+def run_demo(folder: Path, *, seed: int = 0, observer: Observer | None = None) -> DemoResult:
+    """Draw the pictures, train a small network, evaluate it, write the report.
+
+    Args:
+        folder: Gets ``data`` and ``run``; it must not exist or be empty.
+        seed: Of pictures and training.
+        observer: Told how it goes.
+
+    Raises:
+        CheckpointError: If ``folder`` holds something already.
+    """
+    began = time.monotonic()
+    observer = observer or Observer()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} is not empty; remove it, or name another folder")
+    data, run = folder / "data", folder / "run"
+    synthesize(
+        data,
+        seed=seed,
+        size=SIZE,
+        train=TRAIN,
+        good=GOOD,
+        defective=DEFECTIVE,
+        progress=lambda done, total: observer.progress("drawing", done, total),
+    )
+    root = {"data.root": str(data.absolute()), "train.seed": seed}
+    train(Config().override({**SETTINGS, **root}), run, device="cpu", observer=observer)
+    trained, files = run_test(
+        run, device="cpu", progress=lambda d, n: observer.progress("testing", d, n)
+    )
+    untrained = _evaluate_untrained(run, observer)
+    return DemoResult(trained, untrained, files[-1], time.monotonic() - began)
+
+
+def _evaluate_untrained(run: Path, observer: Observer) -> Evaluation:
+    config = load_config(run)
+    torch.manual_seed(config.train.seed)
+    model = build(config.model)
+    load_pretrained(model.encoder, config.model.encoder)
+    return evaluate(
+        model.eval(),
+        read_dataset(config.data.root),
+        config.data.image_size,
+        device=torch.device("cpu"),
+        progress=lambda d, n: observer.progress("testing the untrained network", d, n),
+    )

@@ -1,0 +1,232 @@
+"""What the command line shows: progress bars and tables. A terminal gets moving bars, a file lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from mambaad.data import CategoryCounts, CheckResult
+from mambaad.data.cache import Progress as ProgressCall
+from mambaad.errors import ImageError
+from mambaad.evaluate import Evaluation
+from mambaad.metrics import FIELDS, Report
+from mambaad.predict import Prediction
+from mambaad.train import Observer, Step
+
+SHOWN = 20
+SMOOTH = 0.95
+
+
+def show(table: Table) -> None:
+    """Print a table, as wide as it needs to be when the output is not a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 140)
+    console.print(table)
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+@contextmanager
+def progress_bar(task: str) -> Iterator[ProgressCall]:
+    """A bar for one task; yields what to call with the number done and in all."""
+    with _bars() as bars:
+        number = bars.add_task(task, total=None, note="")
+
+        def report(done: int, total: int) -> None:
+            bars.update(number, completed=done, total=total)
+
+        yield report
+
+
+class TrainDisplay(Observer):
+    """Training's progress: a bar with epoch, loss by scale, pictures per second and time left.
+
+    Where standard error is not a terminal, one line an epoch instead.
+    """
+
+    def __init__(self) -> None:
+        self._bars = _bars()
+        self._tasks: dict[str, TaskID] = {}
+        self._batch = 0
+        self._rate = 0.0
+        self._total = 0
+        self._last: tuple[float, int] = (0.0, 0)
+        self._epoch = 0
+        self._line = ""
+
+    def __enter__(self) -> TrainDisplay:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._line and not self._bars.console.is_terminal:
+            self._bars.console.print(self._line)
+        self._bars.stop()
+
+    def message(self, text: str) -> None:
+        self._bars.console.print(text, highlight=False, soft_wrap=True)
+
+    def progress(self, task: str, done: int, total: int) -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total, note="")
+        self._bars.update(self._tasks[task], completed=done, total=total)
+
+    def begin(self, done: int, total: int, batch_size: int) -> None:
+        self._batch, self._total = batch_size, total
+        self._tasks["training"] = self._bars.add_task(
+            "training", total=total, completed=done, note=""
+        )
+        self._last = (self._bars.get_time(), done)
+
+    def step(self, step: Step) -> None:
+        now = self._bars.get_time()
+        took = max(1e-9, now - self._last[0])
+        speed = self._batch * (step.number - self._last[1]) / took
+        self._rate = SMOOTH * self._rate + (1 - SMOOTH) * speed if self._rate else speed
+        self._last = (now, step.number)
+        parts = " ".join(f"{value:.3f}" for value in step.parts.values())
+        note = f"epoch {step.epoch}  loss {step.loss:.3f} ({parts})  {self._rate:.1f} images/s"
+        self._bars.update(self._tasks["training"], completed=step.number, note=note)
+        if step.epoch != self._epoch:
+            if self._line and not self._bars.console.is_terminal:
+                self._bars.console.print(self._line, highlight=False)
+            self._epoch = step.epoch
+        self._line = f"step {step.number}/{self._total}  {note}"
+
+
+class PredictDisplay:
+    """Counts predictions, keeps the worst for the table, and prints files that cannot be read."""
+
+    def __init__(self) -> None:
+        self.total = self.defective = self.failed = 0
+        self._decides = False
+        self._kept: list[Prediction] = []
+
+    def add(self, result: Prediction | ImageError) -> None:
+        """Take in one result."""
+        if isinstance(result, ImageError):
+            self.failed += 1
+            Console(stderr=True).print(f"error: {result}", highlight=False, soft_wrap=True)
+            return
+        self.total += 1
+        self.defective += bool(result.pred_label)
+        self._decides |= result.pred_label is not None
+        self._kept = sorted([*self._kept, result], key=lambda p: -p.pred_score)[:SHOWN]
+
+    def finish(self, out: Path) -> None:
+        """Print the table and the summary."""
+        table = Table(title=f"the {len(self._kept)} highest scores" if self.total > SHOWN else None)
+        for name in ("picture", "category", "pred_score", "threshold", "decision", "box"):
+            table.add_column(
+                name, justify="right" if name in ("pred_score", "threshold") else "left"
+            )
+        for p in self._kept:
+            decision = {True: "defective", False: "good", None: "–"}[p.pred_label]
+            level = "–" if p.threshold is None else f"{p.threshold:.4f}"
+            box = ",".join(map(str, p.box))
+            table.add_row(
+                str(p.image_path), p.category or "–", f"{p.pred_score:.4f}", level, decision, box
+            )
+        show(table)
+        decided = f", {self.defective} defective" if self._decides else ""
+        lost = f", {self.failed} could not be read" if self.failed else ""
+        print(f"{self.total} pictures{decided}{lost}; wrote {out}")
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """The metrics in percent, with false alarms and misses at the run's thresholds."""
+    table = Table(title=f"protocol {evaluation.protocol}; percent")
+    table.add_column("category")
+    for name in FIELDS:
+        table.add_column(name, justify="right")
+    table.add_column("false alarms", justify="right")
+    table.add_column("misses", justify="right")
+    for name, result in evaluation.categories.items():
+        good = int((result.labels == 0).sum())
+        counts = (
+            _of(result.false_alarms, good),
+            _of(result.misses, len(result.labels) - good),
+        )
+        table.add_row(name, *_percents(result.report), *counts)
+    if len(evaluation.categories) > 1:
+        table.add_section()
+        table.add_row("mean", *_percents(evaluation.mean), "", "")
+    for name, result in evaluation.categories.items():
+        undefined = {
+            r for f, r in result.report.reasons.items() if math.isnan(getattr(result.report, f))
+        }
+        if undefined:
+            table.caption = f"{table.caption or ''}{name}: {'; '.join(sorted(undefined))}\n"
+    return table
+
+
+def show_check(result: CheckResult) -> None:
+    """Print what ``mambaad check`` found."""
+    table = Table(title=f"{result.root} (layout {result.layout})")
+    for name in ("category", "train", "test good", "test defective", "masks", "defects"):
+        table.add_column(name, justify="left" if name in ("category", "defects") else "right")
+    for counts in result.categories:
+        row = counts_row(counts)
+        table.add_row(*row)
+    show(table)
+    for note in result.notes:
+        print(f"note: {note}")
+    for problem in result.problems:
+        print(f"{problem.severity}: {problem.count} {problem.message}")
+        for case in problem.cases:
+            print(f"    {case}")
+    if result.ok:
+        print(
+            "training can start" if not result.problems else "training can start, see the warnings"
+        )
+    else:
+        print("training would fail")
+
+
+def counts_row(counts: CategoryCounts) -> tuple[str, ...]:
+    """One category's cells of the table of ``show_check``."""
+    defects = ", ".join(f"{name} {n}" for name, n in counts.defects.items())
+    return (
+        counts.category,
+        str(counts.train_good),
+        str(counts.test_good),
+        str(sum(counts.defects.values())),
+        str(counts.masks),
+        defects or "–",
+    )
+
+
+def _percents(report: Report) -> list[str]:
+    values = [getattr(report, name) for name in FIELDS]
+    return ["–" if math.isnan(v) else f"{100 * v:.1f}" for v in values]
+
+
+def _of(count: int | None, total: int) -> str:
+    return "–" if count is None else f"{count} of {total}"

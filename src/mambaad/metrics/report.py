@@ -1,0 +1,263 @@
+"""One category's seven metrics and their mean, mAD; and the mean over categories.
+
+    mAD = (image_AUROC + image_AP + image_F1max
+           + pixel_AUROC + pixel_AP + pixel_F1max + pixel_AUPRO) / 7
+
+Two protocols: ``exact`` (modules ``ranking`` and ``regions``) and ``ader`` (what the tables of the
+MambaAD paper used; module ``ader`` says how it differs). A metric that the data do not define is
+NaN, with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mambaad.metrics import ranking
+from mambaad.metrics.ader import ader_aupro, ader_f1_max
+from mambaad.metrics.arrays import (
+    BoolArray,
+    FloatArray,
+    UndefinedMetricError,
+    as_labels,
+    as_maps,
+    as_masks,
+    as_scores,
+)
+from mambaad.metrics.regions import area_under_pro, check_limit, sort_pixels
+
+Protocol: TypeAlias = Literal["exact", "ader"]
+Masks: TypeAlias = ArrayLike | Sequence[ArrayLike | None] | None
+
+IMAGE_METRICS = ("image_AUROC", "image_AP", "image_F1max")
+PIXEL_METRICS = ("pixel_AUROC", "pixel_AP", "pixel_F1max", "pixel_AUPRO")
+METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
+"""The seven metrics of mAD, in the order of the paper's tables."""
+
+FIELDS = (*METRICS, "mAD")
+"""Every number of a report, mAD last."""
+
+_Outcome: TypeAlias = float | str
+"""A metric's value, or why it has none."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The metrics of one category, or their mean; 0 to 1, higher is better, NaN if undefined."""
+
+    image_AUROC: float
+    image_AP: float
+    image_F1max: float
+    pixel_AUROC: float
+    pixel_AP: float
+    pixel_F1max: float
+    pixel_AUPRO: float
+    mAD: float
+    """Mean of the seven above; NaN if one of them is."""
+
+    protocol: Protocol
+    """How they were computed."""
+
+    pro_limit: float
+    """The false positive rate that ``pixel_AUPRO`` goes up to."""
+
+    images: int
+    """Number of pictures."""
+
+    anomalous_images: int | None
+    """How many of them are anomalous; None if neither labels nor masks tell."""
+
+    reasons: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Why a field is NaN; in a mean, also which categories a field leaves out."""
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The report as JSON can hold it: NaN as None."""
+        values = {name: _none_if_nan(getattr(self, name)) for name in FIELDS}
+        return {
+            **values,
+            "protocol": self.protocol,
+            "pro_limit": self.pro_limit,
+            "images": self.images,
+            "anomalous_images": self.anomalous_images,
+            "reasons": dict(self.reasons),
+        }
+
+
+def score(
+    maps: ArrayLike,
+    masks: Masks,
+    labels: ArrayLike | None = None,
+    *,
+    protocol: Protocol = "exact",
+    scores: ArrayLike | None = None,
+    pro_limit: float = 0.3,
+) -> Report:
+    """Compute one category's metrics.
+
+    Args:
+        maps: (N, H, W), finite, higher is more anomalous. float32 and float64 are kept as they are.
+        masks: (N, H, W), bool or whole numbers, anything but 0 is a defect. None, or a sequence
+            with None for a picture, leaves the pixel metrics undefined.
+        labels: (N,), True or 1 for anomalous. By default a picture is anomalous if its mask holds
+            a defect. ``ader`` always takes that and does not look at ``labels``.
+        protocol: ``exact``, or ``ader`` to compare with published tables.
+        scores: (N,), finite, one per picture; by default the maximum of its map, which is the only
+            one that published tables know.
+        pro_limit: Largest false positive rate of ``pixel_AUPRO``, in (0, 1].
+
+    Raises:
+        ValueError: If a shape or type disagrees, a map or score is not finite (the picture is
+            named), or ``protocol`` or ``pro_limit`` is not one of the above.
+    """
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol must be one of {list(get_args(Protocol))}, got {protocol!r}")
+    check_limit(pro_limit)
+    values = as_maps(maps)
+    count = len(values)
+    image_scores = values.max(axis=(1, 2)) if scores is None else as_scores(scores, count)
+    truth = _read_masks(masks, values.shape)
+    anomalous = _read_labels(labels, truth, count, protocol)
+    outcomes = {
+        **_image_outcomes(image_scores, anomalous),
+        **_pixel_outcomes(values, truth, protocol, pro_limit),
+    }
+    return _report(
+        outcomes,
+        protocol=protocol,
+        pro_limit=pro_limit,
+        images=count,
+        anomalous_images=None if isinstance(anomalous, str) else int(anomalous.sum()),
+    )
+
+
+def mean_report(reports: Mapping[str, Report]) -> Report:
+    """The unweighted mean over categories, field by field.
+
+    A field's mean is over the categories that define it; ``reasons`` says how many, and which are
+    left out. It is NaN where none defines it. ``mAD`` is averaged like the others. ``images`` and
+    ``anomalous_images`` are sums.
+
+    Raises:
+        ValueError: If there is no report, or two differ in protocol or limit.
+    """
+    if not reports:
+        raise ValueError("reports must hold at least one category, got none")
+    conventions = sorted({(r.protocol, r.pro_limit) for r in reports.values()})
+    if len(conventions) > 1:
+        raise ValueError(f"reports must share one protocol and pro_limit, got {conventions}")
+    means: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    for name in FIELDS:
+        defined = {c: v for c, r in reports.items() if not math.isnan(v := getattr(r, name))}
+        means[name] = math.fsum(defined.values()) / len(defined) if defined else math.nan
+        left_out = [category for category in reports if category not in defined]
+        if not defined:
+            reasons[name] = f"undefined in all categories ({len(reports)})"
+        elif left_out:
+            reasons[name] = (
+                f"mean of {len(defined)} of {len(reports)} categories; "
+                f"undefined in {', '.join(left_out)}"
+            )
+    anomalous = [r.anomalous_images for r in reports.values()]
+    known = [n for n in anomalous if n is not None]
+    return Report(
+        **means,
+        protocol=conventions[0][0],
+        pro_limit=conventions[0][1],
+        images=sum(r.images for r in reports.values()),
+        anomalous_images=sum(known) if len(known) == len(anomalous) else None,
+        reasons=reasons,
+    )
+
+
+def _read_masks(masks: Masks, shape: tuple[int, ...]) -> BoolArray | str:
+    if masks is None:
+        return "no masks"
+    if isinstance(masks, Sequence) and not isinstance(masks, str):
+        missing = sum(mask is None for mask in masks)
+        if missing:
+            return f"no masks for {missing} of {len(masks)} pictures"
+    return as_masks(masks, shape)  # type: ignore[arg-type]  # no None is left in it
+
+
+def _read_labels(
+    labels: ArrayLike | None, truth: BoolArray | str, count: int, protocol: Protocol
+) -> BoolArray | str:
+    if labels is not None and protocol == "exact":
+        return as_labels(labels, count)
+    if isinstance(truth, str):
+        wanted = "no labels and " if protocol == "exact" else "ader labels pictures by masks: "
+        return wanted + truth
+    return as_labels(truth.any(axis=(1, 2)), count)
+
+
+def _image_outcomes(scores: FloatArray, labels: BoolArray | str) -> dict[str, _Outcome]:
+    if isinstance(labels, str):
+        return dict.fromkeys(IMAGE_METRICS, labels)
+    return {
+        "image_AUROC": _outcome(lambda: ranking.auroc(labels, scores)),
+        "image_AP": _outcome(lambda: ranking.average_precision(labels, scores)),
+        "image_F1max": _outcome(lambda: ranking.f1_max(labels, scores)),
+    }
+
+
+def _pixel_outcomes(
+    maps: FloatArray, masks: BoolArray | str, protocol: Protocol, limit: float
+) -> dict[str, _Outcome]:
+    if isinstance(masks, str):
+        return dict.fromkeys(PIXEL_METRICS, masks)
+    pixels = sort_pixels(maps, masks)
+    try:
+        counts = pixels.crossings()
+    except UndefinedMetricError as error:
+        return dict.fromkeys(PIXEL_METRICS, str(error))
+    outcomes: dict[str, _Outcome] = {
+        "pixel_AUROC": ranking.auroc_of(counts),
+        "pixel_AP": ranking.average_precision_of(counts),
+    }
+    if protocol == "ader":
+        outcomes["pixel_F1max"] = _outcome(lambda: ader_f1_max(pixels))
+        outcomes["pixel_AUPRO"] = _outcome(lambda: ader_aupro(pixels, limit))
+    else:
+        outcomes["pixel_F1max"] = ranking.f1_max_of(counts)
+        outcomes["pixel_AUPRO"] = area_under_pro(counts, pixels.found_from(counts), limit)
+    return outcomes
+
+
+def _outcome(compute: Callable[[], float]) -> _Outcome:
+    try:
+        return compute()
+    except UndefinedMetricError as error:
+        return str(error)
+
+
+def _report(
+    outcomes: Mapping[str, _Outcome],
+    *,
+    protocol: Protocol,
+    pro_limit: float,
+    images: int,
+    anomalous_images: int | None,
+) -> Report:
+    reasons = {name: found for name, found in outcomes.items() if isinstance(found, str)}
+    values = {n: math.nan if isinstance(found, str) else found for n, found in outcomes.items()}
+    if reasons:
+        reasons["mAD"] = f"undefined: {', '.join(reasons)}"
+    return Report(
+        **values,
+        mAD=float(np.mean([values[name] for name in METRICS])),
+        protocol=protocol,
+        pro_limit=pro_limit,
+        images=images,
+        anomalous_images=anomalous_images,
+        reasons=reasons,
+    )
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value

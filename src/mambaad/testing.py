@@ -1,0 +1,81 @@
+"""What ``mambaad test`` does: load a run, evaluate it, write the numbers and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast, get_args
+
+from mambaad.calibrate import load_calibration
+from mambaad.checkpoint import load_model, pick_device, provenance
+from mambaad.data import fingerprint, read_dataset
+from mambaad.data.cache import Progress
+from mambaad.errors import ConfigError
+from mambaad.evaluate import Evaluation, evaluate, save_evaluation
+from mambaad.metrics import Protocol
+from mambaad.report import write_report
+
+
+def run_test(
+    run: Path,
+    data: Path | None = None,
+    *,
+    protocol: str = "exact",
+    pro_limit: float = 0.3,
+    categories: Sequence[str] = (),
+    layout: str | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[Evaluation, list[Path]]:
+    """Evaluate a run on test pictures.
+
+    Args:
+        run: The run folder.
+        data: The data set; None is the run's own.
+        protocol: ``exact`` or ``ader``.
+        pro_limit: Largest false positive rate of AUPRO, in (0, 1].
+        categories: Categories to test; empty means those of the run, or all of another data set.
+        layout: Layout of the data set; None is the run's setting.
+        out: Folder of the results; None is the run folder.
+        device: See ``pick_device``.
+        progress: Called with the number of pictures done and in all.
+
+    Returns:
+        The evaluation, and the files written; the report is the last.
+
+    Raises:
+        ConfigError: If an argument does not fit, or a converted run is given no data.
+        CheckpointError: If the run cannot be loaded.
+        DatasetError: If the data cannot be read.
+    """
+    if protocol not in get_args(Protocol):
+        raise ConfigError(f"protocol must be one of {list(get_args(Protocol))}, got {protocol!r}")
+    if not 0 < pro_limit <= 1:
+        raise ConfigError(f"pro_limit must be in (0, 1], got {pro_limit}")
+    config, model = load_model(run)
+    target = pick_device(device)
+    if data is None and not config.data.root:
+        raise ConfigError(f"{run} knows no data set; give one: mambaad test {run} DATA")
+    own = data is None
+    chosen = tuple(categories) or (config.data.categories if own else ())
+    kind = layout or (config.data.layout if own else "auto")
+    dataset = read_dataset(data or config.data.root, kind, chosen)
+    evaluation = evaluate(
+        model.to(target),
+        dataset,
+        config.data.image_size,
+        device=target,
+        protocol=cast(Protocol, protocol),
+        pro_limit=pro_limit,
+        calibration=load_calibration(run),
+        progress=progress,
+    )
+    about = provenance(
+        config, target, data=str(dataset.root), data_fingerprint=fingerprint(dataset)
+    )
+    folder = out or run
+    files = save_evaluation(folder, evaluation, about)
+    files.append(write_report(run, evaluation, folder))
+    return evaluation, files
+
