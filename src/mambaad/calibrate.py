@@ -147,8 +147,8 @@ def load_calibration(run: Path) -> Calibration | None:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} is not a calibration file ({type(error).__name__}: {error}); mend it, or remove "
-            "it and predict with --threshold"
+            f"{path} is not a calibration file ({type(error).__name__}: {error}); mend it, "
+            "or remove it and predict with --threshold"
         ) from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -26,12 +26,12 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Argument(help="Folder of the data set.")]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Categories = Annotated[
-    Optional[list[str]], typer.Option("--category", help="Only this category; may be repeated.")
+    list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
 ]
 LayoutName = Annotated[str, typer.Option(help="Layout of the folder: auto, mvtec or folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 ImageSize = Annotated[
-    Optional[str], typer.Option(help="Height x width to work at, such as 256 or 256x320.")
+    str | None, typer.Option(help="Height x width to work at, such as 256 or 256x320.")
 ]
 
 
@@ -57,7 +57,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001 - acts when it is parsed
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
@@ -66,28 +66,26 @@ def _options(
 
 @app.command()
 def train(
-    data: Annotated[Optional[Path], typer.Argument(help="Folder of the data set.")] = None,
+    data: Annotated[Path | None, typer.Argument(help="Folder of the data set.")] = None,
     out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("runs/mambaad"),
-    config: Annotated[Optional[Path], typer.Option(help="TOML file of settings.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     settings: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option("--set", help="One setting, such as model.depths=[2,2,2,2]; may be repeated."),
     ] = None,
-    encoder: Annotated[Optional[str], typer.Option(help="timm name, or filterbank.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="timm name, or filterbank.")] = None,
     encoder_weights: Annotated[
-        Optional[Path], typer.Option(help="File of the encoder's weights (safetensors or torch).")
+        Path | None, typer.Option(help="File of the encoder's weights (safetensors or torch).")
     ] = None,
-    epochs: Annotated[
-        Optional[int], typer.Option(help="Passes over the training pictures.")
-    ] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Pictures in a step.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     image_size: ImageSize = None,
     category: Categories = None,
-    layout: Annotated[Optional[str], typer.Option(help="auto, mvtec or folder.")] = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of weights and order.")] = None,
-    precision: Annotated[Optional[str], typer.Option(help="float32 or bf16.")] = None,
+    layout: Annotated[str | None, typer.Option(help="auto, mvtec or folder.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and order.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
     cache: Annotated[
-        Optional[str], typer.Option(help="auto, features, pictures, disk or none.")
+        str | None, typer.Option(help="auto, features, pictures, disk or none.")
     ] = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -166,16 +164,16 @@ def parse_size(text: str) -> list[int]:
 
 
 @app.command("test")
-def test_command(
+def evaluate_command(
     run: Run,
     data: Annotated[
-        Optional[Path], typer.Argument(help="Another data set than the run's own.")
+        Path | None, typer.Argument(help="Another data set than the run's own.")
     ] = None,
     protocol: Annotated[str, typer.Option(help="exact, or ader for the paper's tables.")] = "exact",
     pro_limit: Annotated[float, typer.Option(help="Highest false positive rate of AUPRO.")] = 0.3,
     category: Categories = None,
-    layout: Annotated[Optional[str], typer.Option(help="auto, mvtec or folder.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the results; the run.")] = None,
+    layout: Annotated[str | None, typer.Option(help="auto, mvtec or folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; the run.")] = None,
     device: Device = "auto",
 ) -> None:
     """Evaluate RUN on the test pictures and write its report."""
@@ -203,12 +201,8 @@ def predict(
     run: Run,
     paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("predictions"),
-    category: Annotated[
-        Optional[str], typer.Option(help="Category whose threshold to use.")
-    ] = None,
-    threshold: Annotated[
-        Optional[float], typer.Option(help="Threshold instead of the run's.")
-    ] = None,
+    category: Annotated[str | None, typer.Option(help="Category whose threshold to use.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Threshold instead of the run's.")] = None,
     heatmaps: Annotated[bool, typer.Option(help="Draw heat maps.")] = True,
     maps: Annotated[bool, typer.Option("--maps", help="Also write raw maps (.npy).")] = False,
     device: Device = "auto",
@@ -240,7 +234,7 @@ def check(
     category: Categories = None,
     image_size: ImageSize = None,
     json_out: Annotated[
-        Optional[Path], typer.Option("--json", help="Also write what was found here.")
+        Path | None, typer.Option("--json", help="Also write what was found here.")
     ] = None,
 ) -> None:
     """Say what DATA holds and what is wrong with it; status 2 if training would fail."""
@@ -345,7 +339,7 @@ def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     scan: Annotated[
-        Optional[str], typer.Option(help="Scan method, if the file should not decide.")
+        str | None, typer.Option(help="Scan method, if the file should not decide.")
     ] = None,
 ) -> None:
     """Make a run folder of a published MambaAD checkpoint."""

@@ -104,7 +104,8 @@ class ModelConfig(_Table):
         self._set("kernels", _integers("kernels", self.kernels))
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ConfigError(
-                f"depths must be four positive numbers, coarsest stage first; got {list(self.depths)}"
+                "depths must be four positive numbers, coarsest stage first; "
+                f"got {list(self.depths)}"
             )
         self._check_scan()
         per_lss = self.hss_per_lss
@@ -276,14 +277,18 @@ class Config:
         Raises:
             ConfigError: If a table or key is unknown, or a value does not fit.
         """
-        tables = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+        tables = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(tables))
         if unknown:
-            raise ConfigError(f"unknown table {unknown}; known: {sorted(tables)}")
+            raise ConfigError(f"unknown table {unknown}; known: {tables}")
         for name, table in values.items():
             if not isinstance(table, Mapping):
                 raise ConfigError(f"[{name}] must be a table of settings; got {table!r}")
-        return cls(**{k: t.from_mapping(values.get(k, {})) for k, t in tables.items()})
+        return cls(
+            model=ModelConfig.from_mapping(values.get("model", {})),
+            data=DataConfig.from_mapping(values.get("data", {})),
+            train=TrainConfig.from_mapping(values.get("train", {})),
+        )
 
     def to_mapping(self) -> dict[str, Any]:
         """The settings as a TOML document can hold them."""

@@ -152,7 +152,7 @@ def infer_config(state: Mapping[str, Tensor], scan: str | None = None) -> ModelC
         return ModelConfig(
             encoder=_infer_encoder(state),
             depths=depths,
-            scan=scan or _infer_scan(state, directions),  # type: ignore[arg-type]
+            scan=scan or _infer_scan(state),  # type: ignore[arg-type]
             directions=directions,
             hss_per_lss=per_lss,
             kernels=tuple(kernels),
@@ -181,7 +181,7 @@ def _infer_encoder(state: Mapping[str, Tensor]) -> str:
     return found
 
 
-def _infer_scan(state: Mapping[str, Tensor], directions: int) -> str:
+def _infer_scan(state: Mapping[str, Tensor]) -> str:
     """The method whose path is among the checkpoint's index tables; Hilbert without tables."""
     tables = [v for k, v in sorted(state.items()) if k.endswith("index_flat")]
     for table in tables:

@@ -1,4 +1,4 @@
-"""What the command line shows: progress bars and tables. A terminal gets moving bars, a file lines."""
+"""What the command line shows: tables, and progress (bars on a terminal, lines elsewhere)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -62,7 +63,7 @@ def _draw_path(
         for p in order.tolist()
     ]
     thick = max(1, round(cell / 5))
-    for i, (a, b) in enumerate(zip(points, points[1:], strict=False)):
+    for i, (a, b) in enumerate(pairwise(points)):
         share = i / max(1, len(points) - 2)
         colour = tuple(round(s + share * (e - s)) for s, e in zip(START, END, strict=True))
         draw.line([a, b], fill=colour, width=thick)

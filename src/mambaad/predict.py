@@ -33,6 +33,9 @@ from mambaad.model import MambaAD
 Box = tuple[int, int, int, int]
 Picture = NDArray[Any]
 
+UNCALIBRATED_TOP = 0.2
+"""Top of the heat maps' colour scale for a run without thresholds; maps lie in 0 to 2/3."""
+
 FIELDS = (
     "image_path", "category", "pred_score", "threshold", "pred_label",
     "box_left", "box_top", "box_right", "box_bottom", "width", "height",
@@ -133,7 +136,8 @@ class Detector:
     @property
     def scale_top(self) -> float:
         """The anomaly that heat maps show in their last colour; the same for every picture."""
-        return scale_top(None if self.calibration is None else self.calibration.overall.threshold)
+        threshold = 0.0 if self.calibration is None else self.calibration.overall.threshold
+        return scale_top(threshold) if threshold > 0 else UNCALIBRATED_TOP
 
     @overload
     def predict(
@@ -142,12 +146,12 @@ class Detector:
 
     @overload
     def predict(
-        self, source: Sequence[Path | str | Picture], *, category: str | None = None
+        self, source: list[Any] | tuple[Any, ...], *, category: str | None = None
     ) -> list[Prediction]: ...
 
     def predict(
         self,
-        source: Path | str | Picture | Sequence[Path | str | Picture],
+        source: Path | str | Picture | list[Any] | tuple[Any, ...],
         *,
         category: str | None = None,
     ) -> Prediction | list[Prediction]:

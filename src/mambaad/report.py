@@ -173,8 +173,8 @@ def _header(
         ("Image AUROC", page.percent(mean.image_AUROC), "which pictures"),
         ("Pixel AUROC", page.percent(mean.pixel_AUROC), "which pixels"),
         ("Pixel AUPRO", page.percent(mean.pixel_AUPRO), "which regions"),
-        ("False alarms", str(alarms) if decided else "–", _share(alarms, good, "good pictures")),
-        ("Missed", str(misses) if decided else "–", _share(misses, bad, "defective pictures")),
+        _tile("False alarms", alarms, good if decided else None, "good pictures"),
+        _tile("Missed", misses, bad if decided else None, "defective pictures"),
         ("Test pictures", str(pictures), f"{count} categor{'y' if count == 1 else 'ies'}"),
         ("Time a picture", f"{number(per_picture)} ms", "reading and metrics included"),
     ]
@@ -188,8 +188,11 @@ def _header(
     )
 
 
-def _share(part: int, whole: int, what: str) -> str:
-    return f"of {whole} {what}, {page.percent(part / whole)} %" if whole else "no threshold or none"
+def _tile(name: str, part: int, whole: int | None, what: str) -> tuple[str, str, str]:
+    if whole is None:
+        return name, "–", "the run has no thresholds"
+    share = f", {page.percent(part / whole)} %" if whole else ""
+    return name, str(part), f"of {whole} {what}{share}"
 
 
 def _metrics_section(evaluation: Evaluation, anchors: Mapping[str, str]) -> str:

@@ -195,7 +195,7 @@ def loss_chart(
         vertical,
     )
     parts = [frame.horizontal(v, "grid", number(v)) for v in marks]
-    parts.append(frame.bottom_axis(ticks(min(first, 0.0), last, 6 if width > 500 else 4), "step"))
+    parts.append(frame.bottom_axis(ticks(min(first, 0.0), last, 6 if width > 500 else 5), "step"))
     for step, label in drops:
         x = frame.px(step)
         # written on the side where there is room

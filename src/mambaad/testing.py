@@ -78,4 +78,3 @@ def run_test(
     files = save_evaluation(folder, evaluation, about)
     files.append(write_report(run, evaluation, folder))
     return evaluation, files
-

@@ -183,7 +183,7 @@ def fit(
             parts = method.loss_parts(images, features)
             loss = torch.stack(list(parts.values())).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(trainable, limit)
         if not bool(torch.isfinite(loss + norm)):
             files = [data.store.paths[i].name for i in data.indices(index)]
@@ -528,4 +528,4 @@ def _tensorboard(run: Path) -> Any:
         raise ConfigError(
             "TensorBoard is not installed: pip install 'mambaad[tensorboard]'"
         ) from error
-    return SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run / "tensorboard"))

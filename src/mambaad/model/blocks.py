@@ -79,7 +79,8 @@ class HSSBlock(nn.Module):
 
     def forward(self, x: Tensor, orders: Tensor) -> Tensor:
         """Args: x (B, H, W, C); orders int32 (K, H·W). Returns: (B, H, W, C)."""
-        return x + self.drop_path(self._branch(x, orders))
+        out: Tensor = x + self.drop_path(self._branch(x, orders))
+        return out
 
     def _branch(self, x: Tensor, orders: Tensor) -> Tensor:
         batch, height, width, _ = x.shape

@@ -8,6 +8,7 @@ Source: He et al., MambaAD, arXiv 2404.06564, section 3.1 and Figure 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -63,8 +64,7 @@ class Decoder(nn.Module):
         widths = [in_channels, *reversed(channels)]
         rates = drop_path_rates(config.depths, config.drop_path)
         self.expands = nn.ModuleList(
-            [nn.Identity()]
-            + [PatchExpand(wide, narrow) for wide, narrow in zip(widths, widths[1:], strict=False)]
+            [nn.Identity()] + [PatchExpand(wide, narrow) for wide, narrow in pairwise(widths)]
         )
         self.stages = nn.ModuleList()
         for stage, (depth, width) in enumerate(zip(config.depths, widths, strict=True)):
@@ -137,5 +137,5 @@ def drop_path_rates(depths: Sequence[int], highest: float) -> list[list[float]]:
     and its LSS modules use the first ones of that stretch.
     """
     rates = np.linspace(highest, 0, sum(depths)).tolist()
-    starts = np.cumsum([0, *depths])
-    return [rates[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+    starts = np.cumsum([0, *depths]).tolist()
+    return [rates[start:end] for start, end in pairwise(starts)]

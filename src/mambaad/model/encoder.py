@@ -128,7 +128,7 @@ def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = No
     tag = PUBLISHED_TAGS.get(name, name)
     try:
         full = timm.create_model(tag, pretrained=True)
-    except Exception as error:  # noqa: BLE001 - the hub raises many kinds, all mean the same here
+    except Exception as error:
         raise WeightsError(
             f"no pretrained weights for encoder {name!r}: the download of {tag} failed "
             f"({type(error).__name__}). Connect to the network, or give a file with "
@@ -180,7 +180,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch, zip and safetensors raise many kinds
+    except Exception as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"cannot read weights from {path}: {cause}") from error
     for key in ("state_dict", "model", "net"):
@@ -197,7 +197,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _canonical(key: str) -> str:
-    """A name without the differences between wrappers: prefixes, and timm's stages_0 for stages.0."""
+    """A name without what wrappers change: prefixes, and timm's stages_0 for stages.0."""
     for prefix in ("module.", "encoder.", "body.", "backbone.", "net_t."):
         key = key.removeprefix(prefix)
     return key.replace("_", ".")
@@ -212,6 +212,9 @@ class FilterBank(nn.Module):
     """
 
     channels = (40, 80, 160)
+    first: Tensor
+    second: Tensor
+    third: Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -69,7 +69,8 @@ def cross_scan(
         chosen,
         torch.is_grad_enabled(),
     )
-    return y.to(x.dtype)
+    out: Tensor = y.to(x.dtype)
+    return out
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:

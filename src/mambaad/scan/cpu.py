@@ -32,7 +32,7 @@ BLOCK = 64
 """Channels of a task. Wide blocks spread the cost of a step's scalar work."""
 
 CHUNK = 64
-"""Steps between two saved states. A chunk's states and decays (0.5 MB) fit the second-level cache."""
+"""Steps between two saved states. A chunk's states and decays, 0.5 MB, fit the L2 cache."""
 
 FORWARD_TASKS = 8
 """Tasks wanted at least, where the paths allow it: more cores than that need a larger batch."""
@@ -406,6 +406,7 @@ def backward(
     dt_bias: Tensor,
     skip: Tensor | None,
     orders: Tensor,
+    *,
     saved: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``reference.backward`` for float32 tensors on the CPU; ``saved`` comes from ``forward``."""

@@ -80,12 +80,12 @@ def cross_scan_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, projections, a_log, dt_weight, dt_bias and skip."""
-    inputs = (dy, x, projections, a_log, dt_weight, dt_bias, skip, orders)
+    inputs = (x, projections, a_log, dt_weight, dt_bias, skip, orders)
     if backend == "numba":
         from mambaad.scan import cpu
 
-        return cpu.backward(*_detached(inputs), saved.detach())
-    return reference.backward(*inputs, recurrence=_RECURRENCES[backend])
+        return cpu.backward(dy.detach(), *_detached(inputs), saved=saved.detach())
+    return reference.backward(dy, *inputs, recurrence=_RECURRENCES[backend])
 
 
 @cross_scan_backward.register_fake

@@ -190,10 +190,10 @@ def _paths(method: str, directions: int | str, height: int, width: int) -> Order
         raise ValueError(f"scan method must be one of {list(METHODS)}, got {method!r}")
     grid = np.arange(height * width, dtype=np.int32).reshape(height, width)
     turned = np.rot90(grid)
-    views = (grid, grid.T, turned, turned.T)
+    views = [grid, grid.T, turned, turned.T]
     if directions == "distinct":
         # the four the published set cannot reach, for a method that needs them
-        views += (np.rot90(grid, 2), np.rot90(grid, 2).T, np.rot90(grid, 3), np.rot90(grid, 3).T)
+        views += [np.rot90(grid, 2), np.rot90(grid, 2).T, np.rot90(grid, 3), np.rot90(grid, 3).T]
         forward = [_along(method, view) for view in views]
         published = forward[:4] + [path[::-1] for path in forward[:4]]
         return _first_distinct(published + forward[4:] + [path[::-1] for path in forward[4:]])
