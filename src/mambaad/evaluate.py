@@ -81,18 +81,24 @@ class CategoryResult:
     examples: tuple[Example, ...]
 
     @property
+    def above(self) -> NDArray[np.bool_]:
+        """Which scores lie above the threshold, compared as prediction does, in float64."""
+        level = np.inf if self.threshold is None else self.threshold
+        return self.scores.astype(np.float64) > level
+
+    @property
     def false_alarms(self) -> int | None:
         """Good pictures above the threshold."""
         if self.threshold is None:
             return None
-        return int(((self.labels == 0) & (self.scores > self.threshold)).sum())
+        return int(((self.labels == 0) & self.above).sum())
 
     @property
     def misses(self) -> int | None:
         """Defective pictures at or below the threshold."""
         if self.threshold is None:
             return None
-        return int(((self.labels == 1) & (self.scores <= self.threshold)).sum())
+        return int(((self.labels == 1) & ~self.above).sum())
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,6 @@ def _scores_csv(evaluation: Evaluation) -> str:
         for path, label, defect, value in zip(
             result.paths, result.labels, result.defects, result.scores, strict=True
         ):
-            decided = "" if result.threshold is None else int(value > result.threshold)
+            decided = "" if result.threshold is None else int(float(value) > result.threshold)
             rows.writerow([path, name, label, defect, repr(float(value)), decided])
     return text.getvalue()

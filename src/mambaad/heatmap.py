@@ -32,6 +32,9 @@ _ANCHORS = np.array(
     dtype=np.float64,
 )  # fmt: skip
 
+_LEVELS = 1201
+"""Steps of the scale, so many that no channel jumps; the anchors and the middle are among them."""
+
 
 def scale_top(threshold: float) -> float:
     """The anomaly that gets the hottest colour: twice the threshold, which is then the middle.
@@ -57,7 +60,8 @@ def colours(values: NDArray[np.floating[Any]], top: float) -> NDArray[np.uint8]:
     Raises:
         ValueError: If ``values`` has another shape, or ``top`` is not a finite number above 0.
     """
-    return np.rint(_colours(_heat(values, top, "values"))).astype(np.uint8)
+    table = np.rint(_colour_table()).astype(np.uint8)
+    return table[_levels(_heat(values, top, "values"))]
 
 
 def overlay(
@@ -83,8 +87,9 @@ def overlay(
     """
     _check_picture(picture)
     heat = _resized(_heat(map, top, "map"), picture.shape[0], picture.shape[1])
-    opacity = (OPACITY * heat**2 * (3 - 2 * heat))[..., None]
-    blended = np.rint((1 - opacity) * picture + opacity * _colours(heat)).astype(np.uint8)
+    levels, opacity = _levels(heat), _opacity_table()
+    blended = (1 - opacity)[levels] * picture + (opacity * _colour_table())[levels]
+    blended = np.rint(blended, out=blended).astype(np.uint8)
     return blended if mask is None else outlined(blended, mask)
 
 
@@ -145,10 +150,23 @@ def _heat(values: NDArray[np.floating[Any]], top: float, name: str) -> NDArray[n
     return heat
 
 
-def _colours(heat: NDArray[np.float32]) -> NDArray[np.float64]:
-    places = np.linspace(0, 1, len(_ANCHORS))
+def _levels(heat: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Heat as an index into the two tables below."""
+    return np.rint(heat * (_LEVELS - 1)).astype(np.intp)
+
+
+def _colour_table() -> NDArray[np.float32]:
+    """The scale's colours, float32, (levels, 3)."""
+    heat, places = np.linspace(0, 1, _LEVELS), np.linspace(0, 1, len(_ANCHORS))
     channels = [np.interp(heat, places, _ANCHORS[:, c]) for c in range(3)]
-    return np.stack(channels, axis=-1)
+    return np.stack(channels, axis=-1).astype(np.float32)
+
+
+def _opacity_table() -> NDArray[np.float32]:
+    """The scale's opacities, float32, (levels, 1)."""
+    heat = np.linspace(0, 1, _LEVELS, dtype=np.float32)[:, None]
+    opacity: NDArray[np.float32] = OPACITY * heat**2 * (3 - 2 * heat)
+    return opacity
 
 
 def _resized(heat: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -55,13 +55,16 @@ class Losses:
     """Median over the steps; NaN if it was not recorded."""
 
 
-def write_report(run: Path, evaluation: Evaluation, *, name: str | None = None) -> Path:
+def write_report(
+    run: Path, evaluation: Evaluation, *, name: str | None = None, folder: Path | None = None
+) -> Path:
     """Write ``report.html`` into a run folder, all or nothing.
 
     Args:
         run: A run folder. Its calibration, training log and provenance are shown if they exist.
         evaluation: What ``evaluate`` returned for this run.
         name: The data set's name; by default the last part of the path in the run's settings.
+        folder: Where the file goes; by default the run folder.
 
     Returns:
         The file.
@@ -91,12 +94,16 @@ def write_report(run: Path, evaluation: Evaluation, *, name: str | None = None) 
         "Written by mambaad. This file needs no network and holds all it shows, "
         "pictures of the data set among it.",
     )
-    write_text(run / REPORT, text)
-    return run / REPORT
+    target = (folder or run) / REPORT
+    write_text(target, text)
+    return target
 
 
 def read_losses(path: Path) -> Losses | None:
-    """Read a training log; lines that are not whole records of finite numbers are left out.
+    """Read a training log.
+
+    A line that is not a record with a finite loss is left out, and so is a part of the loss that
+    some record lacks.
 
     Returns:
         None if there is no file or no such line in it.

@@ -176,7 +176,7 @@ def loss_chart(
     values = np.concatenate(list(curves.values()))
     low, high = float(values.min()), float(values.max())
     # a quantile, because one spike must not turn a flat curve into a logarithmic one
-    logarithmic = low > 0 and float(np.quantile(values, 0.99)) > 10 * low
+    logarithmic = low > max(high / 1e12, 0) and float(np.quantile(values, 0.99)) > 10 * low
     if logarithmic:
         base, span = math.log10(low), math.log10(high / low) or 1.0
         marks = log_ticks(low, high)

@@ -76,5 +76,5 @@ def run_test(
     )
     folder = out or run
     files = save_evaluation(folder, evaluation, about)
-    files.append(write_report(run, evaluation, folder))
+    files.append(write_report(run, evaluation, name=dataset.root.name, folder=folder))
     return evaluation, files
