@@ -1,0 +1,49 @@
+"""What several test files share: a tiny data set, settings for it, and a run trained on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Beside other programs on the same cores, torch's waiting threads make small tensors ten times
+# slower unless they sleep. OpenMP reads this once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from mambaad.config import Config
+from mambaad.data.synthetic import synthesize
+from mambaad.train import train
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two categories of the built-in benchmark at 64 x 64: 6 training, 3 good, 3 defective each."""
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    synthesize(folder, size=64, train=6, good=3, defective=3, categories=("metal", "wood"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_data: Path) -> Config:
+    """The smallest network, one HSS block a stage and two directions, for ``tiny_data``."""
+    return Config().override(
+        {
+            "model.encoder": "filterbank",
+            "model.depths": [1, 1, 1, 1],
+            "model.directions": 2,
+            "data.root": str(tiny_data),
+            "data.image_size": [64, 64],
+            "train.epochs": 1,
+            "train.batch_size": 4,
+            "train.seed": 3,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ``tiny_config``. Tests must not change it."""
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    train(tiny_config, run, device="cpu")
+    return run

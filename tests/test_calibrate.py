@@ -1,0 +1,71 @@
+"""Thresholds from good scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mambaad.calibrate import calibrate, load_calibration, manual, save_calibration
+from mambaad.errors import CheckpointError, ConfigError
+
+
+def test_the_threshold_is_the_next_higher_score() -> None:
+    scores = np.arange(1, 201) / 100  # 0.99 of 199 steps is 197.01, so the 199th score
+    found = calibrate(scores, ["a"] * 200, "training pictures")
+    assert found.threshold("a") == pytest.approx(1.99)
+
+
+def test_few_scores_give_the_highest_and_overall_is_the_highest_category() -> None:
+    found = calibrate([0.1, 0.3, 0.2, 0.9], ["a", "a", "a", "b"], "held-out training pictures")
+    assert found.threshold("a") == 0.3
+    assert found.threshold("b") == 0.9
+    assert found.threshold(None) == found.threshold("unknown") == 0.9
+    assert found.categories["a"].pictures == 3
+    assert found.categories["a"].mean == pytest.approx(0.2)
+
+
+def test_it_comes_back_from_its_file_and_can_be_edited(tmp_path: Path) -> None:
+    saved = calibrate([0.1, 0.2], ["a", "b"], "training pictures")
+    save_calibration(tmp_path, saved)
+    assert load_calibration(tmp_path) == saved
+    values = json.loads((tmp_path / "calibration.json").read_text())
+    values["categories"]["a"]["threshold"] = 0.7
+    (tmp_path / "calibration.json").write_text(json.dumps(values))
+    edited = load_calibration(tmp_path)
+    assert edited is not None
+    assert edited.threshold("a") == 0.7
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"source": 1}', "{not json"])
+def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "calibration.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"calibration\.json is not a calibration file"):
+        load_calibration(tmp_path)
+
+
+def test_a_threshold_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    save_calibration(tmp_path, calibrate([0.1], ["a"], "training pictures"))
+    path = tmp_path / "calibration.json"
+    path.write_text(path.read_text().replace('"threshold": 0.1', '"threshold": NaN'))
+    with pytest.raises(CheckpointError, match="finite"):
+        load_calibration(tmp_path)
+
+
+def test_no_file_is_no_calibration(tmp_path: Path) -> None:
+    assert load_calibration(tmp_path) is None
+
+
+def test_a_given_threshold_holds_for_every_category() -> None:
+    known = calibrate([0.1, 0.2], ["a", "b"], "training pictures")
+    given = manual(0.5, known)
+    assert [given.threshold(c) for c in ("a", "b", None)] == [0.5, 0.5, 0.5]
+    with pytest.raises(ConfigError, match="finite"):
+        manual(float("nan"))
+
+
+def test_no_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        calibrate([], [], "training pictures")

@@ -1,0 +1,89 @@
+"""Run folders: what is written comes back, and what is damaged is named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mambaad import checkpoint
+from mambaad.config import Config
+from mambaad.errors import CheckpointError, ConfigError
+from mambaad.model import build
+
+
+def test_settings_come_back(tmp_path: Path) -> None:
+    config = Config().override(
+        {"model.scan": {"zigzag": 4, "hilbert": 4}, "data.image_size": [64, 96], "train.seed": 7}
+    )
+    checkpoint.save_config(tmp_path, config)
+    assert checkpoint.load_config(tmp_path) == config
+
+
+def test_a_network_comes_back_with_its_encoder(tiny_config: Config, tmp_path: Path) -> None:
+    model = build(tiny_config.model)
+    checkpoint.save_config(tmp_path, tiny_config)
+    checkpoint.save_model(tmp_path, model)
+    config, again = checkpoint.load_model(tmp_path)
+    assert config == tiny_config
+    assert not again.training
+    wanted = model.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in again.state_dict().items())
+    assert any(name.startswith("encoder.") for name in wanted)
+
+
+def test_what_is_missing_or_damaged_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.toml"):
+        checkpoint.load_model(tmp_path)
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"cannot read .*model\.safetensors"):
+        checkpoint.load_model(copy)
+    weights.unlink()
+    (copy / "state.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors \(training is not complete"):
+        checkpoint.load_model(copy)
+    (copy / "config.toml").write_text("[model]\ndepth = 3\n")
+    with pytest.raises(CheckpointError, match="unknown ModelConfig setting"):
+        checkpoint.load_model(copy)
+
+
+def test_weights_of_another_network_are_refused(
+    tiny_run: Path, tiny_config: Config, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    checkpoint.save_config(copy, tiny_config.override({"model.directions": 4}))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        checkpoint.load_model(copy)
+
+
+def test_tensors_come_back_with_their_note(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3, dtype=torch.int64)}
+    checkpoint.save_tensors(tmp_path / "x.safetensors", tensors, {"step": 4})
+    again, note = checkpoint.load_tensors(tmp_path / "x.safetensors")
+    assert note == {"step": 4}
+    assert all(torch.equal(again[k], v) and again[k].dtype == v.dtype for k, v in tensors.items())
+
+
+def test_provenance_holds_no_path(tiny_config: Config) -> None:
+    record = checkpoint.provenance(tiny_config, torch.device("cpu"), more=1)
+    assert record["more"] == 1
+    assert record["seed"] == 3
+    assert record["device"]
+    assert not any("/" in str(v) for k, v in record.items() if k != "device")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used"):
+        checkpoint.pick_device(name)
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert checkpoint.pick_device("auto").type in ("cpu", "cuda")
+    assert checkpoint.pick_device("cpu").type == "cpu"

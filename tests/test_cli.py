@@ -1,0 +1,261 @@
+"""The command line from end to end, as a person would use it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mambaad.cli import main
+
+VERBS = ("train", "test", "predict", "check", "synthesize", "demo", "scans", "convert")
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(a) for a in arguments])
+    return int(exit_info.value.code or 0)
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys\ntry:\n from mambaad.cli import main; main(['--help'])\nexcept SystemExit: pass\n"
+    output = python(code + "print('torch' in sys.modules, 'numpy' in sys.modules)")
+    assert "False False" in output
+    assert all(verb in output for verb in VERBS)
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    output = python("import sys, mambaad; print(mambaad.__version__, 'torch' in sys.modules)")
+    assert "False" in output.splitlines()[0]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--help") == 0
+    assert "Usage: mambaad " + verb in capsys.readouterr().out
+
+
+def test_python_m_mambaad_works() -> None:
+    command = [sys.executable, "-m", "mambaad", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("mambaad 0.")
+
+
+def test_from_pictures_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    sizes = ["--size", 64, "--train", 5, "--good", 2, "--defective", 2]
+    assert run("synthesize", data, *sizes, "--category", "metal", "--category", "fabric") == 0
+    assert run("check", data, "--json", tmp_path / "check.json") == 0
+    assert "training can start" in capsys.readouterr().out
+    assert json.loads((tmp_path / "check.json").read_text())["ok"] is True
+    settings = ["--set", "model.depths=[1,1,1,1]", "--set", "model.directions=2"]
+    options = ["--encoder", "filterbank", "--epochs", 2, "--image-size", 64, "--batch-size", 4]
+    assert run("train", data, "--out", out, *options, *settings) == 0
+    assert f"next: mambaad test {out}" in capsys.readouterr().out
+    assert run("test", out) == 0
+    shown = capsys.readouterr().out
+    assert "metal" in shown
+    assert "mean" in shown
+    assert "image_AUROC" in shown
+    for name in ("report.html", "evaluation.json", "evaluation.csv", "evaluation.md", "scores.csv"):
+        assert (out / name).is_file()
+    assert (
+        run("test", out, "--protocol", "ader", "--category", "metal", "--out", tmp_path / "t") == 0
+    )
+    values = json.loads((tmp_path / "t" / "evaluation.json").read_text())
+    assert (values["protocol"], list(values["categories"])) == ("ader", ["metal"])
+    capsys.readouterr()
+    assert run("predict", out, data / "metal" / "test", "--out", tmp_path / "p", "--maps") == 0
+    assert "4 pictures" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "p" / "predictions.csv").read_text().splitlines()))
+    assert {r["category"] for r in rows} == {"metal"}
+    assert len(list((tmp_path / "p" / "heatmaps").rglob("*.jpg"))) == 4
+    assert len(list((tmp_path / "p" / "maps").rglob("*.npy"))) == 4
+
+
+def test_a_threshold_can_be_given(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    pictures = tiny_data / "metal" / "test" / "good"
+    for threshold, label in ((0, "1"), (0.66, "0")):
+        out = tmp_path / label
+        assert run("predict", tiny_run, pictures, "--out", out, "--threshold", threshold) == 0
+        rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+        assert {(r["pred_label"], float(r["threshold"])) for r in rows} == {(label, threshold)}
+    assert run("predict", tiny_run, pictures, "--out", tmp_path / "n", "--no-heatmaps") == 0
+    assert not (tmp_path / "n" / "heatmaps").exists()
+
+
+def test_ones_own_folder_with_odd_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    good, bad = tmp_path / "parts" / "good", tmp_path / "parts" / "scratched"
+    good.mkdir(parents=True)
+    bad.mkdir()
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (70, 60, 3), dtype=np.uint8)).save(good / f"{i}.png")
+    Image.fromarray(rng.integers(0, 255, (70, 60), dtype=np.uint8)).save(good / "grey.png")
+    Image.fromarray(rng.integers(0, 65535, (70, 60), dtype=np.uint16)).save(good / "deep.png")
+    Image.fromarray(rng.integers(0, 255, (70, 60, 3), dtype=np.uint8)).save(bad / "0.png")
+    (good / "broken.png").write_bytes(b"\x89PNG but not really")
+    assert run("check", tmp_path / "parts") == 2
+    assert "broken.png" in capsys.readouterr().out
+    common = [
+        "--encoder",
+        "filterbank",
+        "--epochs",
+        1,
+        "--image-size",
+        "64x32",
+        "--out",
+        tmp_path / "run",
+    ]
+    small = ["--set", "model.depths=[1,1,1,1]", "--set", "model.directions=2"]
+    assert run("train", tmp_path / "parts", *common, *small) == 2
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors
+    assert "Traceback" not in errors
+    (good / "broken.png").unlink()
+    assert run("check", tmp_path / "parts") == 0
+    assert run("train", tmp_path / "parts", *common, *small) == 0
+    assert run("test", tmp_path / "run") == 0
+    assert "no masks" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line_and_status_2(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mistakes = {
+        ("train",): "which pictures?",
+        ("train", tiny_data, "--out", tiny_run): "holds a run already",
+        (
+            "train",
+            tiny_data,
+            "--image-size",
+            "100",
+        ): "image_size must be one or two multiples of 32",
+        ("train", tiny_data, "--image-size", "x"): "--image-size is a number",
+        ("train", tiny_data, "--set", "model.depht=3"): "unknown ModelConfig setting",
+        ("train", tiny_data, "--set", "depths"): "table.setting=value",
+        ("train", tiny_data, "--category", "tin"): "tin",
+        ("train", tmp_path / "nothing"): "nothing",
+        ("train", tiny_data, "--config", tmp_path / "no.toml"): "cannot read the settings file",
+        ("train", "--resume", "--epochs", "3", "--out", tiny_run): "--resume takes its settings",
+        ("train", "--resume", "--out", tiny_run): "training is complete",
+        ("test", tmp_path): "not a run folder",
+        ("test", tiny_run, "--protocol", "best"): "protocol must be one of",
+        ("test", tiny_run, "--pro-limit", "2"): "pro_limit must be in (0, 1]",
+        ("predict", tiny_run, tmp_path / "no.png"): "no such file or folder",
+        ("predict", tiny_run, tiny_data, "--category", "tin"): "no category 'tin'",
+        ("check", tmp_path / "nothing"): "nothing",
+        ("synthesize", tiny_data): "not empty",
+        ("scans", "--method", "spiral"): "scan must be one of",
+        ("scans", "--directions", "3"): "directions must be 2, 4, 8 or 'distinct'",
+        ("convert", tmp_path / "no.pth", "--out", tmp_path / "r"): "cannot read weights",
+        ("demo", tiny_data): "not empty",
+    }
+    for arguments, message in mistakes.items():
+        assert run(*arguments) == 2, arguments
+        shown = capsys.readouterr().err
+        assert message in shown, (arguments, shown)
+        error = shown[shown.index("error: ") :]
+        assert error.count("\n") == 1, error
+
+
+def test_settings_come_from_a_file_and_flags_win(tiny_data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        '[model]\nencoder = "filterbank"\ndepths = [1, 1, 1, 1]\ndirections = 2\n'
+        f'[data]\nroot = "{tiny_data}"\nimage_size = 64\n[train]\nepochs = 5\nbatch_size = 4\n'
+    )
+    assert run("train", "--config", file, "--epochs", 1, "--out", tmp_path / "run") == 0
+    saved = (tmp_path / "run" / "config.toml").read_text()
+    assert "epochs = 1" in saved
+    assert "batch_size = 4" in saved
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_ctrl_c_says_how_to_go_on(
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mambaad.display import TrainDisplay
+
+    out = tmp_path / "run"
+    small = ["--set", "model.depths=[1,1,1,1]", "--set", "model.directions=2", "--batch-size", 4]
+    with monkeypatch.context() as patch:
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(TrainDisplay, "step", interrupt)
+        options = ["--encoder", "filterbank", "--epochs", 1, "--image-size", 64]
+        assert run("train", tiny_data, "--out", out, *options, *small) == 130
+    shown = capsys.readouterr().err
+    assert f"mambaad train --out {out} --resume" in shown
+    assert run("test", out) == 2
+    assert "resume it" in capsys.readouterr().err
+    assert run("train", "--out", out, "--resume") == 0
+    assert run("test", out) == 0
+
+
+def test_scans_are_drawn(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "scans.png"
+    assert (
+        run(
+            "scans",
+            "--method",
+            "zorder",
+            "--size",
+            "8x12",
+            "--directions",
+            "distinct",
+            "--out",
+            out,
+        )
+        == 0
+    )
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+
+
+def test_a_published_checkpoint_is_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from helpers import SMALL_PUBLISHED, published_state
+
+    state = published_state(SMALL_PUBLISHED)
+    torch.save({"net": {**state, "net_s.mystery": torch.zeros(2)}}, tmp_path / "x.pth")
+    assert run("convert", tmp_path / "x.pth", "--out", tmp_path / "run", "--scan", "zigzag") == 0
+    shown = capsys.readouterr().out
+    assert "resnet18" in shown
+    assert "scan zigzag" in shown
+    assert "net_s.mystery" in shown
+    assert run("convert", tmp_path / "x.pth", "--out", tmp_path / "run") == 2
+    picture = tmp_path / "x.png"
+    Image.new("RGB", (40, 40)).save(picture)
+    assert run("predict", tmp_path / "run", picture, "--out", tmp_path / "p") == 0
+    assert "1 pictures;" in capsys.readouterr().out
+    assert run("test", tmp_path / "run") == 2
+    assert "knows no data set" in capsys.readouterr().err
+
+
+def test_the_run_moves_with_its_folder(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tiny_run, moved)
+    assert run("test", moved, tiny_data) == 0
+    assert (moved / "report.html").is_file()
+    assert not (tiny_run / "report.html").exists()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mambaad.config import Cache
+from mambaad.data.memory import available_memory, choose_cache
+
+
+@pytest.mark.parametrize(
+    ("pictures", "features", "expected"),
+    [
+        (10, 25, "features"),
+        (10, 26, "pictures"),
+        (50, 26, "pictures"),
+        (51, 26, "disk"),
+        (51, 25, "features"),
+    ],
+)
+def test_auto_takes_the_first_that_fits(pictures: int, features: int, expected: str) -> None:
+    assert choose_cache("auto", pictures, features, 100) == expected
+
+
+@pytest.mark.parametrize("requested", ["features", "pictures", "disk", "none"])
+def test_a_request_is_taken_as_it_is(requested: Cache) -> None:
+    assert choose_cache(requested, 10**12, 10**12, 1) == requested
+
+
+def write(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_dot_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+MEMINFO = "MemTotal:  9000 kB\nMemFree:  1 kB\nMemAvailable:    5000 kB\n"
+
+
+def test_meminfo(tmp_path: Path) -> None:
+    write(tmp_path, proc__meminfo=MEMINFO)
+    assert available_memory(tmp_path) == 5000 * 1024
+
+
+def test_cgroup_2_limit_of_any_parent_counts_without_droppable_files(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        proc__meminfo=MEMINFO,
+        proc__self__cgroup="0::/pod/box\n",
+        sys__fs__cgroup__pod__box__memory_dot_max="max\n",
+        sys__fs__cgroup__pod__box__memory_dot_current="700000\n",
+        sys__fs__cgroup__pod__memory_dot_max="1000000\n",
+        sys__fs__cgroup__pod__memory_dot_current="800000\n",
+        sys__fs__cgroup__pod__memory_dot_stat="anon 1\ninactive_file 300000\n",
+    )
+    assert available_memory(tmp_path) == 1_000_000 - 800_000 + 300_000
+
+
+def test_cgroup_1_limit_counts_only_when_it_is_lower(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        proc__meminfo=MEMINFO,
+        proc__self__cgroup="8:cpu:/x\n4:memory:/x\n0::/\n",
+        sys__fs__cgroup__memory__x__memory_dot_limit_in_bytes="2000000\n",
+        sys__fs__cgroup__memory__x__memory_dot_usage_in_bytes="1900000\n",
+        sys__fs__cgroup__memory__x__memory_dot_stat="total_inactive_file 50000\n",
+    )
+    assert available_memory(tmp_path) == 150_000
+    write(tmp_path, sys__fs__cgroup__memory__x__memory_dot_limit_in_bytes="9223372036854771712\n")
+    assert available_memory(tmp_path) == 5000 * 1024
+
+
+def test_an_exhausted_limit_leaves_nothing(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        proc__meminfo=MEMINFO,
+        proc__self__cgroup="0::/\n",
+        sys__fs__cgroup__memory_dot_max="100\n",
+        sys__fs__cgroup__memory_dot_current="200\n",
+    )
+    assert available_memory(tmp_path) == 0
+
+
+def test_without_proc_the_system_is_asked(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) > 2**20
+
+
+def test_this_machine_has_some() -> None:
+    assert 2**20 < available_memory() < 2**50

@@ -1,0 +1,27 @@
+"""The demonstration, shrunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mambaad import demo
+from mambaad.errors import CheckpointError
+
+
+def test_the_demo_trains_evaluates_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"model.depths": [1, 1, 1, 1], "model.directions": 2, "data.image_size": [64, 64]}
+    monkeypatch.setattr(demo, "SETTINGS", {**demo.SETTINGS, **small, "train.epochs": 1})
+    for name, value in (("SIZE", 64), ("TRAIN", 3), ("GOOD", 2), ("DEFECTIVE", 2)):
+        monkeypatch.setattr(demo, name, value)
+    result = demo.run_demo(tmp_path / "demo")
+    assert result.report == tmp_path / "demo" / "run" / "report.html"
+    assert result.report.is_file()
+    assert len(result.trained.categories) >= 5
+    assert result.trained.images == result.untrained.images == 4 * len(result.trained.categories)
+    assert result.trained.mean.mAD != result.untrained.mean.mAD
+    with pytest.raises(CheckpointError, match="not empty"):
+        demo.run_demo(tmp_path / "demo")

@@ -1,0 +1,136 @@
+"""Evaluation: labels, masks, examples and decisions of a method with known maps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mambaad.calibrate import calibrate
+from mambaad.data import Dataset, Sample, read_dataset
+from mambaad.errors import DatasetError
+from mambaad.evaluate import evaluate, read_masks, save_evaluation
+
+SIZE = (32, 32)
+CPU = torch.device("cpu")
+
+
+class Brightness:
+    """A method whose anomaly is the red channel: pictures can be drawn to have known scores."""
+
+    def anomaly_maps(self, images: Tensor) -> Tensor:
+        return images[:, 0] * 0.229 + 0.485  # undoes the normalisation: 0..1
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Two good pictures (10 and 40 of 255) and three bad ones with a bright square each."""
+    samples = []
+    for name, value, defect in (
+        ("g0", 10, "good"), ("g1", 40, "good"), ("b0", 200, "hole"), ("b1", 30, "hole"), ("b2", 90, "hole"),
+    ):  # fmt: skip
+        array, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
+        array[4:12, 4:12] = value
+        mask[4:12, 4:12] = 255
+        path, mask_path = tmp_path / f"{name}.png", tmp_path / f"{name}_mask.png"
+        Image.fromarray(array).save(path)
+        Image.fromarray(mask).save(mask_path)
+        bad = defect != "good"
+        samples.append(Sample(path, "c", "test", defect, mask_path if bad else None))
+    return Dataset(tmp_path, "mvtec", tuple(samples))
+
+
+def test_known_maps_give_known_metrics(dataset: Dataset) -> None:
+    calibration = calibrate([0.2], ["c"], "training pictures")
+    found = evaluate(Brightness(), dataset, SIZE, device=CPU, calibration=calibration)
+    result = found.categories["c"]
+    assert result.scores.tolist() == pytest.approx(
+        [v / 255 for v in (10, 40, 200, 30, 90)], abs=1e-6
+    )
+    assert result.labels.tolist() == [0, 0, 1, 1, 1]
+    assert result.report.image_AUROC == pytest.approx(5 / 6)  # one of six pairs is the wrong way
+    # of good and bad pixels: the first good square is below all, the second above one bad square
+    dark = 5 * 32 * 32 - 5 * 64
+    pairs = 192 * (dark + 128)
+    assert result.report.pixel_AUROC == pytest.approx(1 - 64 * 64 / pairs)
+    assert (result.false_alarms, result.misses) == (0, 1)
+    assert found.images == 5
+    assert found.mean.image_AUROC == result.report.image_AUROC
+
+
+def test_examples_are_best_median_worst_and_false_alarm(dataset: Dataset) -> None:
+    result = evaluate(Brightness(), dataset, SIZE, device=CPU).categories["c"]
+    assert [(e.kind, e.path.stem) for e in result.examples] == [
+        ("best", "b0"), ("median", "b2"), ("worst", "b1"), ("false alarm", "g1"),
+    ]  # fmt: skip
+    assert result.examples[0].picture.shape == (32, 32, 3)
+    assert result.examples[0].mask is not None
+    assert result.examples[0].mask.sum() == 64
+    assert result.threshold is None
+    assert (result.false_alarms, result.misses) == (None, None)
+
+
+def test_labels_come_from_the_masks_under_ader(dataset: Dataset, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "b1_mask.png")  # nothing marked
+    exact = evaluate(Brightness(), dataset, SIZE, device=CPU).categories["c"].report
+    ader = evaluate(Brightness(), dataset, SIZE, device=CPU, protocol="ader").categories["c"].report
+    assert (exact.anomalous_images, ader.anomalous_images) == (3, 2)
+    assert ader.image_AUROC == 1.0
+
+
+def test_without_masks_pixel_metrics_are_undefined_not_zero(dataset: Dataset) -> None:
+    bare = Dataset(dataset.root, "folder", tuple(
+        Sample(s.image, s.category, s.split, s.defect) for s in dataset
+    ))  # fmt: skip
+    assert read_masks(bare.samples, SIZE) is None
+    report = evaluate(Brightness(), bare, SIZE, device=CPU).categories["c"].report
+    assert report.image_AUROC == pytest.approx(5 / 6)
+    assert math.isnan(report.pixel_AUROC)
+    assert "no masks" in report.reasons["pixel_AUROC"]
+
+
+def test_good_pictures_only_are_undefined_with_a_reason(dataset: Dataset) -> None:
+    good = Dataset(dataset.root, "mvtec", dataset.samples[:2])
+    report = evaluate(Brightness(), good, SIZE, device=CPU).categories["c"].report
+    assert math.isnan(report.image_AUROC)
+    assert report.reasons["image_AUROC"]
+
+
+def test_no_test_pictures_are_refused(dataset: Dataset) -> None:
+    none = Dataset(dataset.root, "mvtec", (Sample(dataset.samples[0].image, "c", "train"),))
+    with pytest.raises(DatasetError, match="no test pictures"):
+        evaluate(Brightness(), none, SIZE, device=CPU)
+
+
+def test_files_hold_the_numbers_and_every_score(dataset: Dataset, tmp_path: Path) -> None:
+    calibration = calibrate([0.2], ["c"], "training pictures")
+    found = evaluate(Brightness(), dataset, SIZE, device=CPU, calibration=calibration)
+    out = tmp_path / "out"
+    files = save_evaluation(out, found, {"seed": 1})
+    assert sorted(f.name for f in files) == [
+        "evaluation.csv", "evaluation.json", "evaluation.md", "scores.csv",
+    ]  # fmt: skip
+    values = json.loads((out / "evaluation.json").read_text())
+    assert values["categories"]["c"]["image_AUROC"] == pytest.approx(5 / 6)
+    assert values["decisions"]["c"] == {"threshold": 0.2, "false_alarms": 0, "misses": 1}
+    assert values["about"] == {"seed": 1}
+    rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
+    assert [r["pred_label"] for r in rows] == ["0", "0", "1", "0", "1"]
+    assert "83.3" in (out / "evaluation.md").read_text()
+
+
+def test_progress_counts_all_pictures(tiny_data: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    evaluate(
+        Brightness(), read_dataset(tiny_data), (64, 64), device=CPU,
+        progress=lambda d, n: calls.append((d, n)),
+    )  # fmt: skip
+    assert calls[-1] == (12, 12)
+    assert [d for d, _ in calls] == sorted(d for d, _ in calls)

@@ -1,0 +1,45 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mambaad.files import replacing, write_json, write_text
+
+
+def test_replacing_puts_the_new_file_in_place(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "x.txt"
+    write_text(target, "one")
+    write_text(target, "zwölf")
+    assert target.read_text("utf-8") == "zwölf"
+    assert [p.name for p in target.parent.iterdir()] == ["x.txt"]
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "x.txt"
+    write_text(target, "old")
+
+    def fail() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:
+    with replacing(tmp_path / "x.png") as temporary:
+        assert temporary.suffix == ".png"
+        assert temporary.name != "x.png"
+        temporary.write_bytes(b"")
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not (tmp_path / "x.json").exists()

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mambaad.errors import ConfigError, WeightsError
+from mambaad.model import encoder as module
+from mambaad.model.encoder import (
+    FilterBank,
+    FrozenEncoder,
+    build_encoder,
+    import_timm,
+    load_pretrained,
+    load_weights,
+    read_state_dict,
+)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> FrozenEncoder:
+    return build_encoder("resnet18")
+
+
+def full_state(encoder: FrozenEncoder, seed: int = 0) -> dict[str, Tensor]:
+    """Made-up values for every tensor of the trunk, and a classifier that is not wanted."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {
+        key: torch.randn(value.shape, generator=generator).to(value.dtype)
+        for key, value in encoder.body.state_dict().items()
+    }
+    return state | {"fc.weight": torch.zeros(1000, 512), "layer4.0.bn1.weight": torch.zeros(512)}
+
+
+def same_weights(encoder: FrozenEncoder, state: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, state[key]) for key, value in encoder.body.state_dict().items())
+
+
+def test_filterbank_shapes() -> None:
+    encoder = build_encoder("filterbank")
+    assert encoder.channels == (40, 80, 160)
+    maps = encoder(torch.rand(2, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [
+        (2, 40, 16, 24),
+        (2, 80, 8, 12),
+        (2, 160, 4, 6),
+    ]
+    assert list(encoder.parameters()) == []
+
+
+def test_filterbank_never_changes() -> None:
+    """A run trained with it must find the same filters tomorrow, so they are pinned."""
+    bank, again = FilterBank(), FilterBank()
+    for name, value in bank.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    sums = {name: value.double().abs().sum().item() for name, value in bank.state_dict().items()}
+    expected = {"first": 398.583375, "second": 1209.579125, "third": 3426.229177}
+    assert sums == pytest.approx(expected, rel=1e-4)
+    noise = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    means = [m.double().mean().item() for m in bank(torch.from_numpy(noise))]
+    assert means == pytest.approx([0.408405, 0.241878, 0.148887], rel=1e-4)
+
+
+def test_filterbank_filters() -> None:
+    bank = FilterBank()
+    first, second = bank.get_buffer("first"), bank.get_buffer("second")
+    norms = first.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(40))
+    # brightness filters are blind to flat light
+    assert first[:32].flatten(1).sum(1).abs().max() < 1e-5
+    gram = second.flatten(1) @ second.flatten(1).T
+    torch.testing.assert_close(gram, gram[0, 0] * torch.eye(80), atol=1e-5, rtol=1e-5)
+
+
+def test_filterbank_keeps_the_size_of_its_responses() -> None:
+    """Rectified noise neither dies out nor grows through the stages."""
+    maps = FilterBank()(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    spreads = [m.std().item() for m in maps]
+    assert all(0.05 < spread < 2 for spread in spreads), spreads
+
+
+def test_frozen(resnet: FrozenEncoder) -> None:
+    parent = nn.Sequential(resnet, nn.Conv2d(1, 1, 1)).train()
+    assert parent.training
+    assert not any(m.training for m in resnet.modules())
+    assert not any(p.requires_grad for p in resnet.parameters())
+    before = {k: v.clone() for k, v in resnet.state_dict().items()}
+    maps = resnet(torch.rand(2, 3, 64, 64, requires_grad=True))
+    assert not any(m.requires_grad for m in maps)
+    for key, value in resnet.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("resnet18", (64, 128, 256)),
+        ("mobilenetv3_small_050", (8, 16, 24)),
+        ("regnetx_002", (24, 56, 152)),
+    ],
+)
+def test_timm_encoders(name: str, channels: tuple[int, int, int]) -> None:
+    encoder = build_encoder(name)
+    assert encoder.channels == channels
+    with torch.no_grad():
+        maps = encoder(torch.rand(1, 3, 64, 64))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, width, 64 // stride, 64 // stride)
+        for width, stride in zip(channels, (4, 8, 16), strict=True)
+    ]
+
+
+def test_only_three_stages_are_built(resnet: FrozenEncoder) -> None:
+    assert not [name for name, _ in resnet.named_parameters() if "layer4" in name or "fc" in name]
+
+
+def test_unknown_encoder() -> None:
+    with pytest.raises(ConfigError, match=r"encoder 'resnet19' is not a timm model; near: none"):
+        build_encoder("resnet19")
+    with pytest.raises(ConfigError, match=r"'resnet3' is not a timm model; near: .*'resnet32ts"):
+        build_encoder("resnet3")
+
+
+def test_encoder_without_the_strides() -> None:
+    with pytest.raises(ConfigError, match=r"'vit_tiny_patch16_224' has no feature maps at strides"):
+        build_encoder("vit_tiny_patch16_224")
+
+
+def test_import_timm_twice() -> None:
+    assert import_timm() is import_timm()
+    assert hasattr(torch.ops.torchvision, "nms")
+
+
+def test_load_weights(resnet: FrozenEncoder) -> None:
+    state = full_state(resnet, seed=1)
+    load_weights(resnet, state, "made up")
+    assert same_weights(resnet, state)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "encoder.body.", "backbone.", "net_t."])
+def test_load_weights_of_a_wrapper(resnet: FrozenEncoder, prefix: str) -> None:
+    state = full_state(resnet, seed=2)
+    load_weights(resnet, {prefix + key: value for key, value in state.items()}, "made up")
+    assert same_weights(resnet, state)
+
+
+def test_load_weights_of_the_trunk_alone(resnet: FrozenEncoder) -> None:
+    """What the three stages need and nothing else, without the counters of old torch files."""
+    state = {k: v for k, v in full_state(resnet, seed=3).items() if k in resnet.body.state_dict()}
+    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    load_weights(resnet, state, "made up")
+    for key, value in state.items():
+        assert torch.equal(resnet.body.state_dict()[key], value), key
+
+
+def test_load_weights_of_a_full_timm_model() -> None:
+    """Their stages_0 in a feature extractor is stages.0 in the classifier."""
+    encoder = build_encoder("mobilenetv3_small_050")
+    full = import_timm().create_model("mobilenetv3_small_050")
+    load_weights(encoder, full.state_dict(), "timm")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = full.eval().forward_intermediates(images, intermediates_only=True)
+        found = encoder(images)
+    for maps in found:
+        assert any(m.shape == maps.shape and torch.allclose(m, maps) for m in expected)
+
+
+def test_a_missing_tensor_is_named(resnet: FrozenEncoder) -> None:
+    state = full_state(resnet)
+    del state["layer2.1.conv1.weight"]
+    before = {k: v.clone() for k, v in resnet.state_dict().items()}
+    with pytest.raises(WeightsError) as error:
+        load_weights(resnet, state, "file.pth")
+    count = len(resnet.body.state_dict())
+    assert str(error.value) == (
+        f"file.pth does not fit this encoder: 1 of {count} tensors are missing: "
+        "['layer2.1.conv1.weight']"
+    )
+    for key, value in resnet.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_a_wrong_shape_is_named(resnet: FrozenEncoder) -> None:
+    state = full_state(resnet)
+    state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
+    message = r"conv1\.weight is \(64, 1, 7, 7\), not \(64, 3, 7, 7\)"
+    with pytest.raises(WeightsError, match=message):
+        load_weights(resnet, state, "file.pth")
+
+
+STATE = {"conv1.weight": torch.arange(6.0).reshape(2, 3), "bn1.bias": torch.ones(2)}
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model", "net"])
+def test_read_torch_file(tmp_path: Path, wrap: str | None) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save(STATE if wrap is None else {wrap: STATE, "epoch": 3}, file)
+    found = read_state_dict(file)
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[key], value) for key, value in STATE.items())
+
+
+def test_read_safetensors(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file(STATE, file)
+    found = read_state_dict(file)
+    assert found.keys() == STATE.keys()
+    assert all(torch.equal(found[key], value) for key, value in STATE.items())
+
+
+class Harmful:
+    """What a pickle can do when it is read: anything."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this must not run",))
+
+
+@pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors"])
+def test_read_garbage(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"not weights at all, not even nearly")
+    with pytest.raises(WeightsError, match=f"cannot read weights from .*{name}: ") as error:
+        read_state_dict(file)
+    assert "\n" not in str(error.value)
+
+
+def test_read_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"cannot read weights from .*nothing.pth: "):
+        read_state_dict(tmp_path / "nothing.pth")
+
+
+def test_read_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "harmful.pth"
+    torch.save({"net": Harmful()}, file)
+    with pytest.raises(WeightsError, match=r"cannot read weights from .*harmful.pth: "):
+        read_state_dict(file)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [[torch.ones(2)], {"epoch": 3}, torch.ones(2)], ids=str)
+def test_read_a_file_without_named_tensors(tmp_path: Path, content: object) -> None:
+    file = tmp_path / "other.pth"
+    torch.save(content, file)
+    with pytest.raises(WeightsError, match=r"other\.pth holds no tensors by name"):
+        read_state_dict(file)
+
+
+def test_load_pretrained_from_a_file(tmp_path: Path, resnet: FrozenEncoder) -> None:
+    state = full_state(resnet, seed=5)
+    file = tmp_path / "resnet.safetensors"
+    save_file(state, file)
+    assert load_pretrained(resnet, "resnet18", file) == "file resnet.safetensors"
+    assert same_weights(resnet, state)
+
+
+def test_load_pretrained_from_the_hub(
+    monkeypatch: pytest.MonkeyPatch, resnet: FrozenEncoder
+) -> None:
+    """The tag is pinned: a bare name would take whatever timm prefers today."""
+    asked = []
+
+    class Full:
+        def state_dict(self) -> dict[str, Tensor]:
+            return full_state(resnet, seed=6)
+
+    def create_model(name: str, *, pretrained: bool) -> Full:
+        asked.append((name, pretrained))
+        return Full()
+
+    monkeypatch.setattr(import_timm(), "create_model", create_model)
+    assert load_pretrained(resnet, "resnet18") == "timm resnet18.tv_in1k"
+    assert asked == [("resnet18.tv_in1k", True)]
+    assert same_weights(resnet, full_state(resnet, seed=6))
+    assert module.PUBLISHED_TAGS["resnet34"] == "resnet34.bt_in1k"
+
+
+def test_load_pretrained_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, resnet: FrozenEncoder
+) -> None:
+    def create_model(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(import_timm(), "create_model", create_model)
+    with pytest.raises(WeightsError, match="--encoder-weights FILE") as error:
+        load_pretrained(resnet, "resnet18")
+    assert "the download of resnet18.tv_in1k failed (OSError)" in str(error.value)
+
+
+def test_load_pretrained_filterbank(tmp_path: Path) -> None:
+    encoder = build_encoder("filterbank")
+    assert load_pretrained(encoder, "filterbank").startswith("filterbank: fixed filters")
+    with pytest.raises(WeightsError, match="leave out the file"):
+        load_pretrained(encoder, "filterbank", tmp_path / "weights.pth")

@@ -1,0 +1,162 @@
+"""The detector: files, arrays and lists in; scores, decisions and boxes out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mambaad
+from mambaad.data import load_picture
+from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from mambaad.predict import FIELDS, Detector, Prediction, find_pictures, predict_files
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_run: Path) -> Detector:
+    return mambaad.load(tiny_run, device="cpu")
+
+
+def prediction(
+    anomaly_map: np.ndarray, threshold: float | None, size: tuple[int, int]
+) -> Prediction:
+    return Prediction(
+        None, None, float(anomaly_map.max()), threshold, anomaly_map.astype(np.float32), size
+    )
+
+
+def test_the_box_is_the_hottest_region_in_the_pictures_pixels() -> None:
+    heat = np.zeros((8, 8))
+    heat[1:3, 4:7] = 0.6
+    heat[2, 4] = 0.9  # the peak, in the same region
+    heat[6, 0] = 0.7  # another region
+    found = prediction(heat, 0.5, (80, 160))
+    assert found.pred_label is True
+    assert found.box == (80, 10, 140, 30)
+    assert found.pred_mask is not None
+    assert found.pred_mask.sum() == 7
+
+
+def test_a_good_picture_has_the_box_of_half_its_maximum() -> None:
+    heat = np.zeros((4, 4))
+    heat[0, 0], heat[0, 1], heat[0, 2] = 0.4, 0.21, 0.19
+    found = prediction(heat, 0.5, (4, 4))
+    assert found.pred_label is False
+    assert found.box == (0, 0, 2, 1)
+
+
+def test_without_threshold_there_is_no_decision() -> None:
+    found = prediction(np.ones((4, 4)), None, (4, 4))
+    assert found.pred_label is None
+    assert found.pred_mask is None
+    assert found.as_dict()["pred_label"] is None
+    assert tuple(found.as_dict()) == FIELDS
+
+
+def test_a_flat_map_of_zeros_has_the_whole_picture() -> None:
+    assert prediction(np.zeros((4, 4)), None, (10, 20)).box == (0, 0, 20, 10)
+
+
+def test_file_array_and_list_agree(detector: Detector, tiny_data: Path) -> None:
+    path = tiny_data / "metal" / "test" / "good" / "000.png"
+    by_file = detector.predict(path)
+    by_array = detector.predict(load_picture(path), category="metal")
+    by_list = detector.predict([str(path), load_picture(path)])
+    assert by_file.category == "metal"
+    assert by_file.pred_score == by_array.pred_score == by_list[0].pred_score
+    assert by_file.threshold == by_array.threshold
+    assert by_list[1].category is None
+    assert detector.calibration is not None
+    assert by_list[1].threshold == detector.calibration.overall.threshold
+    assert by_file.anomaly_map.shape == (64, 64)
+
+
+def test_batches_do_not_change_scores(detector: Detector, tiny_data: Path) -> None:
+    paths = sorted((tiny_data / "wood").rglob("test/*/*.png"))
+    together = detector.predict(paths * 3)
+    single = [detector.predict(p) for p in paths]
+    for a, b in zip(together, single * 3, strict=True):
+        assert a.pred_score == pytest.approx(b.pred_score, rel=1e-5)
+
+
+def test_pictures_of_any_kind_and_size_are_taken(detector: Detector) -> None:
+    rng = np.random.default_rng(0)
+    grey16 = rng.integers(0, 65535, (50, 90), dtype=np.uint16)
+    for array in (
+        grey16,
+        rng.random((33, 70, 3)),
+        rng.integers(0, 255, (200, 10, 4), dtype=np.uint8),
+    ):
+        found = detector.predict(array)
+        assert found.picture_size == array.shape[:2]
+        assert 0 <= found.pred_score < 2 / 3
+
+
+def test_an_unknown_category_is_refused(detector: Detector, tiny_data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no category 'x'; it has \['metal', 'wood'\]"):
+        detector.predict(tiny_data / "metal" / "test" / "good" / "000.png", category="x")
+
+
+def test_the_model_gives_teacher_and_student(detector: Detector) -> None:
+    import torch
+
+    teacher, student = detector.model(torch.zeros(2, 3, 64, 96))
+    assert [tuple(t.shape) for t in teacher] == [(2, 40, 16, 24), (2, 80, 8, 12), (2, 160, 4, 6)]
+    assert [t.shape for t in teacher] == [s.shape for s in student]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not a run folder: there is no config\.toml"):
+        mambaad.load(tmp_path)
+
+
+def test_pictures_are_found_once_each_with_unique_names(tmp_path: Path) -> None:
+    for name in ("a/x.png", "b/x.png", "a/x.jpg", "a/notes.txt", ".hidden.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_pictures([tmp_path / "a", tmp_path / "b", tmp_path / "a" / "x.png"])
+    assert [str(name) for _, name in found] == ["x", "x_2", "x_3", "x_4"]
+    assert [str(n) for _, n in find_pictures([tmp_path])] == ["a/x", "a/x_2", "b/x"]
+    with pytest.raises(DatasetError, match="no such file or folder"):
+        find_pictures([tmp_path / "c"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="no pictures in"):
+        find_pictures([tmp_path / "empty"])
+
+
+def test_files_are_scored_and_written(detector: Detector, tiny_data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = tiny_data / "metal" / "test" / "good" / "000.png"
+    with Image.open(good) as picture:
+        picture.resize((90, 70)).save(folder / "a.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    results = list(
+        predict_files(detector, find_pictures([folder]), out, category="metal", maps=True)
+    )
+    assert isinstance(results[0], Prediction)
+    assert isinstance(results[1], ImageError)
+    assert "broken.png" in str(results[1])
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == len(lines) == 1
+    assert float(rows[0]["pred_score"]) == lines[0]["pred_score"] == results[0].pred_score
+    assert (rows[0]["width"], rows[0]["height"]) == ("90", "70")
+    with Image.open(out / "heatmaps" / "a.jpg") as heatmap:
+        assert heatmap.size == (90, 70)
+    assert np.array_equal(np.load(out / "maps" / "a.npy"), results[0].anomaly_map)
+
+
+def test_an_interrupted_prediction_leaves_no_half_table(
+    detector: Detector, tiny_data: Path, tmp_path: Path
+) -> None:
+    files = find_pictures([tiny_data / "metal" / "test"])
+    running = predict_files(detector, files, tmp_path, heatmaps=False)
+    next(running)
+    running.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,244 @@
+"""The training loop: the recipe's constants, resuming to the bit, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mambaad import checkpoint
+from mambaad.config import Config
+from mambaad.data import read_dataset
+from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError, TrainingError
+from mambaad.model import MambaAD, build
+from mambaad.train import Observer, Step, build_optimizer, parameter_groups, split_holdout, train
+
+
+class StopAt(Observer):
+    """Presses Ctrl-C after a step; remembers all steps."""
+
+    def __init__(self, step: int | None = None) -> None:
+        self.stop = step
+        self.steps: list[Step] = []
+
+    def step(self, step: Step) -> None:
+        self.steps.append(step)
+        if step.number == self.stop:
+            raise KeyboardInterrupt
+
+
+def test_the_published_parameter_groups(tiny_config: Config) -> None:
+    model = build(tiny_config.model)
+    decayed, plain = parameter_groups(model, 0.1)
+    names = {id(p): n for n, p in model.named_parameters()}
+    kept = {names[id(p)].rsplit(".", 1)[1] for p in plain["params"]}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert kept == {"bias", "weight", "skip"}
+    assert {"a_log", "dt_bias", "dt_weight", "scan_proj", "weight"} == {
+        names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]
+    }
+    assert all(p.dim() == 1 for p in plain["params"] if names[id(p)].endswith("weight"))
+    assert not any(names[id(p)].startswith("encoder") for p in decayed["params"] + plain["params"])
+
+
+def test_the_rate_is_scaled_by_the_batch(tiny_config: Config) -> None:
+    model = build(tiny_config.model)
+    optimizer = build_optimizer(model, tiny_config.train, batch_size=4)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.005 * 4 / 16)
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+
+
+def test_the_rate_drops_once_and_batches_follow_the_seed(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config.override({"train.epochs": 5, "train.decay_at": 0.8})
+    seen = StopAt()
+    train(config, tmp_path / "run", device="cpu", observer=seen)
+    rates = [s.learning_rate for s in seen.steps]
+    assert len(rates) == 15  # 12 pictures, batch 4
+    assert rates[:12] == [pytest.approx(0.00125)] * 12
+    assert rates[12:] == [pytest.approx(0.000125)] * 3
+    assert all(s.loss == pytest.approx(sum(s.parts.values()), rel=1e-5) for s in seen.steps)
+    assert seen.steps[-1].loss < seen.steps[0].loss
+
+
+@pytest.mark.parametrize("cache", ["features", "pictures", "none"])
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    tiny_config: Config, tmp_path: Path, cache: str
+) -> None:
+    # drop path is on, so the random state matters; 3 steps an epoch, stopped inside the second
+    config = tiny_config.override({"train.epochs": 3, "data.cache": cache, "model.drop_path": 0.5})
+    whole, parts = StopAt(), StopAt(4)
+    train(config, tmp_path / "whole", device="cpu", observer=whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", device="cpu", observer=parts)
+    torch.manual_seed(999)
+    rest = StopAt()
+    train(config, tmp_path / "parts", device="cpu", resume=True, observer=rest)
+
+    losses = [s.loss for s in whole.steps]
+    assert losses == [s.loss for s in parts.steps + rest.steps]
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "parts"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    logs = [(tmp_path / n / "metrics.jsonl").read_text().splitlines() for n in ("whole", "parts")]
+    steps = [[json.loads(line)["step"] for line in log] for log in logs]
+    assert steps[0] == steps[1] == list(range(1, 10))
+    assert not (tmp_path / "parts" / "state.safetensors").exists()
+
+
+def test_a_log_that_ends_in_half_a_line_is_mended(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config.override({"train.epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, device="cpu", observer=StopAt(2))
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 3, "lo')
+    train(config, tmp_path, device="cpu", resume=True)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))
+
+
+def test_the_state_is_saved_every_so_often(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    from mambaad import train as module
+
+    original = module.save_state
+
+    def spy(*arguments: object) -> None:
+        saved.append(int(arguments[4]))  # type: ignore[call-overload]
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "save_state", spy)
+    config = tiny_config.override({"train.epochs": 1, "train.checkpoint_minutes": 0})
+    train(config, tmp_path, device="cpu")
+    assert saved == [1, 2, 3, 3]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = MambaAD.loss_parts
+    calls = []
+
+    def broken(self: MambaAD, *arguments: object) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        parts = original(self, *arguments)  # type: ignore[arg-type]
+        return {k: v * (float("nan") if len(calls) == 2 else 1) for k, v in parts.items()}
+
+    monkeypatch.setattr(MambaAD, "loss_parts", broken)
+    with pytest.raises(TrainingError, match=r"nan .* at step 2; the pictures of its batch: \d"):
+        train(tiny_config, tmp_path, device="cpu")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_an_unreadable_picture_is_named(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(tiny_data, copy)
+    bad = copy / "metal" / "train" / "good" / "000.png"
+    bad.write_bytes(b"not a picture")
+    config = tiny_config.override({"data.root": str(copy)})
+    with pytest.raises(ImageError, match=r"000\.png.*mambaad check"):
+        train(config, tmp_path / "run", device="cpu")
+
+
+def test_a_run_is_not_overwritten(tiny_run: Path, tiny_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds a run already; choose another"):
+        train(tiny_config, tiny_run, device="cpu")
+    with pytest.raises(CheckpointError, match="cannot be resumed: its training is complete"):
+        train(tiny_config, tiny_run, device="cpu", resume=True)
+    with pytest.raises(CheckpointError, match=r"there is no state\.safetensors"):
+        train(tiny_config, tmp_path, device="cpu", resume=True)
+
+
+def test_other_settings_cannot_be_resumed_with(tiny_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config, tmp_path, device="cpu", observer=StopAt(1))
+    other = tiny_config.override({"train.epochs": 9})
+    with pytest.raises(ConfigError, match="settings differ"):
+        train(other, tmp_path, device="cpu", resume=True)
+
+
+def test_holdout_is_drawn_by_category_and_seed(tiny_config: Config, tiny_data: Path) -> None:
+    dataset = read_dataset(tiny_data)
+    many = replace(dataset, samples=dataset.samples * 4)  # 24 training pictures a category
+    none = split_holdout(many, tiny_config)
+    assert (len(none[0]), len(none[1])) == (48, 0)  # the MVTec layout holds none out by itself
+    config = tiny_config.override({"data.holdout": 0.25})
+    chosen, held_out = split_holdout(many, config)
+    assert [s.category for s in held_out] == ["metal"] * 6 + ["wood"] * 6
+    assert len(chosen) == 36
+    assert split_holdout(many, config) == (chosen, held_out)
+    other = config.override({"train.seed": 1})
+    assert split_holdout(many, other)[1] != held_out
+    folder = replace(many, layout="folder")
+    assert len(split_holdout(folder, tiny_config)[1]) == 4  # a tenth of 24, twice
+
+
+def test_held_out_pictures_make_the_thresholds(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    from mambaad.data.synthetic import synthesize
+
+    synthesize(tmp_path / "data", size=64, train=12, good=1, defective=1, categories=("metal",))
+    config = tiny_config.override({"data.root": str(tmp_path / "data"), "data.holdout": 0.25})
+    train(config, tmp_path / "run", device="cpu")
+    values = json.loads((tmp_path / "run" / "calibration.json").read_text())
+    assert values["source"] == "held-out training pictures"
+    assert values["overall"]["pictures"] == 3
+    record = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert (record["training_pictures"], record["held_out_pictures"]) == (9, 3)
+
+
+def test_the_run_folder_says_where_it_comes_from(tiny_run: Path) -> None:
+    record = json.loads((tiny_run / "provenance.json").read_text())
+    assert record["seed"] == 3
+    assert record["encoder_weights"].startswith("filterbank")
+    assert record["categories"] == ["metal", "wood"]
+    assert len(record["data_fingerprint"]) == 64
+    assert record["training_pictures"] == 12
+    values = json.loads((tiny_run / "calibration.json").read_text())
+    assert values["source"] == "training pictures"
+    assert sorted(p.name for p in tiny_run.iterdir()) == [
+        "calibration.json", "config.toml", "metrics.jsonl", "model.safetensors", "provenance.json",
+    ]  # fmt: skip
+
+
+def test_bf16_trains_and_keeps_float32_weights(tiny_config: Config, tmp_path: Path) -> None:
+    seen = StopAt()
+    train(tiny_config.override({"train.precision": "bf16"}), tmp_path, device="cpu", observer=seen)
+    assert all(np.isfinite(s.loss) for s in seen.steps)
+    tensors, _ = checkpoint.load_tensors(tmp_path / "model.safetensors")
+    assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_a_small_set_makes_one_small_batch(tiny_config: Config, tmp_path: Path) -> None:
+    seen = StopAt()
+    config = tiny_config.override({"train.batch_size": 64, "train.epochs": 2})
+    train(config, tmp_path, device="cpu", observer=seen)
+    assert [s.epoch for s in seen.steps] == [1, 2]
+    assert seen.steps[0].learning_rate == pytest.approx(0.005 * 12 / 16)
+
+
+def test_data_without_training_pictures_are_refused(tiny_config: Config, tmp_path: Path) -> None:
+    (tmp_path / "x" / "train" / "good").mkdir(parents=True)
+    with pytest.raises(DatasetError):
+        train(tiny_config.override({"data.root": str(tmp_path)}), tmp_path / "run", device="cpu")
+
+
+def test_tensorboard_says_how_to_install_it(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'mambaad\[tensorboard\]'"):
+        train(tiny_config, tmp_path, device="cpu", tensorboard=True)
