@@ -252,7 +252,7 @@ def trajectory(steps: int) -> tuple[list[Step], MambaAD, dict[str, str]]:
     Returns:
         The steps, the network after them, and our name of each published parameter.
     """
-    from mambaad.train import build_optimizer
+    from mambaad.fit import build_optimizer
 
     published = ModelConfig(encoder="resnet18", depths=(2, 2, 2, 2))
     state = published_state(published)

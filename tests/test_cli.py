@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mambaad.cli import main
+from mambaad.config import ModelConfig
 
 VERBS = ("train", "test", "predict", "check", "synthesize", "demo", "scans", "convert")
 
@@ -31,8 +32,9 @@ def python(code: str) -> str:
 
 
 def test_help_does_not_import_torch() -> None:
-    code = "import sys\ntry:\n from mambaad.cli import main; main(['--help'])\nexcept SystemExit: pass\n"
-    output = python(code + "print('torch' in sys.modules, 'numpy' in sys.modules)")
+    call = "import sys\ntry:\n from mambaad.cli import main; main(['--help'])\n"
+    shown = "except SystemExit: pass\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
+    output = python(call + shown)
     assert "False False" in output
     assert all(verb in output for verb in VERBS)
 
@@ -235,9 +237,9 @@ def test_a_published_checkpoint_is_converted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
-    from helpers import SMALL_PUBLISHED, published_state
+    from helpers import published_state
 
-    state = published_state(SMALL_PUBLISHED)
+    state = published_state(ModelConfig("resnet18", (1, 1, 1, 1), directions=2))
     torch.save({"net": {**state, "net_s.mystery": torch.zeros(2)}}, tmp_path / "x.pth")
     assert run("convert", tmp_path / "x.pth", "--out", tmp_path / "run", "--scan", "zigzag") == 0
     shown = capsys.readouterr().out

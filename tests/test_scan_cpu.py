@@ -17,6 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mambaad.scan import cpu, cross_scan
+from mambaad.scan.cpu_kernels import LOG2E, exp2, log1p
 
 FORWARD, GRADIENT = 1e-6, 1e-5
 
@@ -158,14 +159,14 @@ def test_groups(batch: int, padded: int, paths: int, forward: int, backward: int
 @njit
 def _map_exp2(x: Any, out: Any) -> None:
     for i in range(x.size):
-        out[i] = cpu._exp2(x[i])
+        out[i] = exp2(x[i])
 
 
 @njit
 def _map_softplus(z: Any, out: Any) -> None:
     for i in range(z.size):
-        e = cpu._exp2(-abs(z[i]) * cpu.LOG2E)
-        out[i] = max(z[i], np.float32(0)) + cpu._log1p(e)
+        e = exp2(-abs(z[i]) * LOG2E)
+        out[i] = max(z[i], np.float32(0)) + log1p(e)
 
 
 def values(function: Any, points: NDArray[np.float32]) -> NDArray[np.float64]:

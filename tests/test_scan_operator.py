@@ -62,7 +62,7 @@ def test_compiled_as_one_graph(backend: Any) -> None:
 def test_no_gradient_for_what_needs_none() -> None:
     inputs = scan_inputs(1, 3, 4, 5, 2, 1, 2)
     inputs.projections.requires_grad_(False)
-    cross_scan(*inputs).sum().backward()  # type: ignore[no-untyped-call]
+    cross_scan(*inputs).sum().backward()
     assert inputs.x.grad is not None
     assert inputs.projections.grad is None
 
@@ -83,7 +83,7 @@ def test_16_bit_inputs_are_widened(dtype: torch.dtype) -> None:
     wide = cross_scan(*inputs.to(torch.float32))
     assert y.dtype == dtype
     assert torch.equal(y, wide.to(dtype))
-    y.sum().backward()  # type: ignore[no-untyped-call]
+    y.sum().backward()
     for name, leaf in inputs.leaves().items():
         assert leaf.grad is not None
         assert leaf.grad.dtype == dtype, name

@@ -15,8 +15,9 @@ from mambaad import checkpoint
 from mambaad.config import Config
 from mambaad.data import read_dataset
 from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError, TrainingError
+from mambaad.fit import Step, build_optimizer, parameter_groups
 from mambaad.model import MambaAD, build
-from mambaad.train import Observer, Step, build_optimizer, parameter_groups, split_holdout, train
+from mambaad.train import Observer, split_holdout, train
 
 
 class StopAt(Observer):
@@ -185,9 +186,7 @@ def test_holdout_is_drawn_by_category_and_seed(tiny_config: Config, tiny_data: P
     assert len(split_holdout(folder, tiny_config)[1]) == 4  # a tenth of 24, twice
 
 
-def test_held_out_pictures_make_the_thresholds(
-    tiny_config: Config, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_held_out_pictures_make_the_thresholds(tiny_config: Config, tmp_path: Path) -> None:
     from mambaad.data.synthetic import synthesize
 
     synthesize(tmp_path / "data", size=64, train=12, good=1, defective=1, categories=("metal",))

@@ -22,6 +22,7 @@ from mambaad.train import Observer, train
 SETTINGS = {
     "model.encoder": "filterbank",
     "model.depths": [2, 2, 2, 2],
+    "model.directions": 4,
     "data.image_size": [128, 128],
     "train.epochs": 8,
 }

@@ -23,9 +23,10 @@ from mambaad.data import CategoryCounts, CheckResult
 from mambaad.data.cache import Progress as ProgressCall
 from mambaad.errors import ImageError
 from mambaad.evaluate import Evaluation
+from mambaad.fit import Step
 from mambaad.metrics import FIELDS, Report
 from mambaad.predict import Prediction
-from mambaad.train import Observer, Step
+from mambaad.train import Observer
 
 SHOWN = 20
 SMOOTH = 0.95

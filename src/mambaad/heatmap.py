@@ -1,6 +1,7 @@
 """Anomaly maps as colours, on one fixed scale.
 
-    t = clip(map / top, 0, 1)        top = 2 * threshold
+    t = clip((map - bottom) / (top - bottom), 0, 1)
+    bottom = threshold / 2 = top / 3        top = 3/2 threshold
     shown = (1 - a) picture + a colour(t)        a = 0.85 t² (3 - 2 t)
 
 The scale is not stretched to each map's own range, which would set the quietest good picture
@@ -23,6 +24,10 @@ from PIL import Image
 OPACITY = 0.85
 """Of the hottest colour on a picture."""
 
+BOTTOM = 1 / 3
+"""The scale's lower end as a share of its top. Good pictures' maps are never near 0: a student does
+not rebuild every feature, so below half the threshold there is nothing to see."""
+
 OUTLINE = (0, 229, 255)
 """Colour of a mask's outline: cyan, which the scale does not have."""
 
@@ -37,18 +42,18 @@ _LEVELS = 1201
 
 
 def scale_top(threshold: float) -> float:
-    """The anomaly that gets the hottest colour: twice the threshold, which is then the middle.
+    """The anomaly that gets the hottest colour: 3/2 of the threshold, which is then the middle.
 
     Raises:
         ValueError: If the threshold is not a finite number above 0.
     """
     if not (math.isfinite(threshold) and threshold > 0):
         raise ValueError(f"threshold must be a finite number above 0, got {threshold}")
-    return 2 * threshold
+    return 1.5 * threshold
 
 
 def colours(values: NDArray[np.floating[Any]], top: float) -> NDArray[np.uint8]:
-    """Colours of anomalies: 0 and less is near black, ``top`` and more is pale yellow.
+    """Colours of anomalies: ``top / 3`` and less is near black, ``top`` and more is pale yellow.
 
     Args:
         values: (H, W), finite.
@@ -146,7 +151,8 @@ def _heat(values: NDArray[np.floating[Any]], top: float, name: str) -> NDArray[n
         raise ValueError(f"top must be a finite number above 0, got {top}")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, got {np.count_nonzero(~np.isfinite(values))} not")
-    heat: NDArray[np.float32] = np.clip(values / top, 0, 1).astype(np.float32)
+    scaled = (values / top - BOTTOM) / (1 - BOTTOM)
+    heat: NDArray[np.float32] = np.clip(scaled, 0, 1).astype(np.float32)
     return heat
 
 

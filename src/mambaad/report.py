@@ -262,7 +262,7 @@ def _picture_section(evaluation: Evaluation, anchors: Mapping[str, str]) -> str:
     lead = (
         "The defective pictures with the highest, the median and the lowest score, and the good "
         "one with the highest. The colours are not stretched to each picture: the middle of the "
-        "scale is the category's threshold, twice that and more has the hottest colour."
+        "scale is the category's threshold; half of it and less is not coloured."
     )
     if all(r.threshold is None for r in evaluation.categories.values()):
         lead = lead[: lead.index(" The colours")] + (

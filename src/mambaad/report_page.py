@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mambaad.evaluate import CategoryResult, Evaluation, Example
-from mambaad.heatmap import outlined, overlay
+from mambaad.heatmap import BOTTOM, outlined, overlay
 from mambaad.metrics import FIELDS, Report
 from mambaad.metrics.tables import MEAN
 from mambaad.report_style import style
@@ -154,10 +154,11 @@ def table(caption: str, head: str, rows: Sequence[str], kind: str) -> str:
 
 
 def colour_scale(top: float, threshold: float | None) -> str:
-    """The legend of a category's heat maps: from 0 over the threshold to the top."""
+    """The legend of a category's heat maps: from its lower end over the threshold to the top."""
     middle = "" if threshold is None else f"threshold {significant(threshold)}"
     return (
-        '<div class="scale"><i></i><div><span>0</span>'
+        '<div class="scale"><i></i><div>'
+        f"<span>{significant(top * BOTTOM)}</span>"
         f"<span>{middle}</span><span>{significant(top)}</span></div></div>"
     )
 

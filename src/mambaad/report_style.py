@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mambaad.heatmap import colours
+from mambaad.heatmap import BOTTOM, colours
 
 _STOPS = 13
 
@@ -120,5 +120,5 @@ header{padding-top:32px}h1{font-size:1.6rem}h2{margin-top:48px}.tiles div{paddin
 
 def style() -> str:
     """The style sheet, with the heat map's own colours in the legend."""
-    stops = colours(np.linspace(0, 1, _STOPS)[None], 1.0)[0]
+    stops = colours(np.linspace(BOTTOM, 1, _STOPS)[None], 1.0)[0]
     return _SHEET.replace("GRADIENT", ",".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in stops))

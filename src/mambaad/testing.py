@@ -45,9 +45,7 @@ def run_test(
         The evaluation, and the files written; the report is the last.
 
     Raises:
-        ConfigError: If an argument does not fit, or a converted run is given no data.
-        CheckpointError: If the run cannot be loaded.
-        DatasetError: If the data cannot be read.
+        MambaADError: ConfigError, CheckpointError or DatasetError.
     """
     if protocol not in get_args(Protocol):
         raise ConfigError(f"protocol must be one of {list(get_args(Protocol))}, got {protocol!r}")

@@ -1,33 +1,24 @@
-"""Training: the published recipe as one loop, and the run folder around it.
+"""A training from the data to the run folder: what ``mambaad train`` does.
 
-``fit`` is the loop. It prints nothing and decides nothing: it yields every step. ``train`` is what
-``mambaad train`` does: data, encoder weights, caches, log, checkpoints, thresholds, record.
-
-The recipe (published code): AdamW with betas 0.9 and 0.999, the rate scaled by the batch and
-multiplied by 0.1 once after 80 % of the epochs; weight decay on tensors of two or more dimensions
-there; gradients clipped at norm 5; every epoch a new order, an incomplete last batch left out. The
-last weights are the result: nothing is selected on test pictures.
+Data, encoder weights, caches, the loop of ``fit``, its log, checkpoints, thresholds, record.
+The last weights are the result: nothing is selected on test pictures.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
 from zlib import crc32
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambaad import checkpoint
 from mambaad.calibrate import Source, calibrate, save_calibration
-from mambaad.config import Config, TrainConfig
+from mambaad.config import Config
 from mambaad.data import (
     Dataset,
     PictureStore,
@@ -37,37 +28,16 @@ from mambaad.data import (
     fingerprint,
     read_dataset,
 )
-from mambaad.data.tensors import FeatureStore, feature_bytes, to_tensor
-from mambaad.errors import CheckpointError, ConfigError, DatasetError, TrainingError
+from mambaad.data.tensors import FeatureStore, feature_bytes
+from mambaad.errors import CheckpointError, ConfigError, DatasetError
+from mambaad.fit import Batches, Step, build_optimizer, fit
 from mambaad.inference import batches, picture_scores
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
+from mambaad.steplog import StepLog
 
 HOLDOUT_SHARE = 0.1
 HOLDOUT_LEAST = 10
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one training step did."""
-
-    number: int
-    """1 for the first."""
-
-    epoch: int
-    """1 for the first."""
-
-    loss: float
-    """The loss before the update."""
-
-    parts: dict[str, float]
-    """The loss by scale."""
-
-    gradient_norm: float
-    """L2 norm of the gradient before clipping."""
-
-    learning_rate: float
-    """The rate of this step."""
 
 
 class Observer:
@@ -86,123 +56,6 @@ class Observer:
         """A step is done."""
 
 
-class Method(Protocol):
-    """What training needs of a method; it is an ``nn.Module`` as well."""
-
-    def loss_parts(
-        self, images: Tensor | None, features: Sequence[Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """The parts of the loss, whose sum is the loss."""
-        ...
-
-
-@dataclass
-class Batches:
-    """Training pictures in batches: which ones a step sees depends on seed and step alone."""
-
-    store: PictureStore
-    size: int
-    seed: int
-    device: torch.device
-    features: FeatureStore | None = None
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps in an epoch."""
-        return max(1, len(self.store) // self.size)
-
-    def indices(self, step: int) -> NDArray[np.intp]:
-        """The pictures of a step, counted from 0."""
-        epoch, batch = divmod(step, self.per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
-        return order[batch * self.size : (batch + 1) * self.size]
-
-    def load(self, step: int) -> tuple[Tensor | None, list[Tensor] | None]:
-        """Images, or kept features instead."""
-        indices = self.indices(step)
-        if self.features is not None:
-            return None, [maps.to(self.device) for maps in self.features[indices]]
-        return to_tensor(self.store[indices], self.device), None
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two groups. As published, ``a_log`` and ``dt_bias`` decay, ``skip`` does not.
-
-    (There ``skip`` has one dimension; here it has two, so it is told by its name.)
-    """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        keep = parameter.dim() < 2 or name.endswith((".bias", ".skip"))
-        (plain if keep else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
-
-
-def build_optimizer(
-    model: nn.Module, config: TrainConfig, batch_size: int | None = None
-) -> torch.optim.AdamW:
-    """AdamW at the rate for a batch of ``batch_size`` (the configured one if None)."""
-    rate = config.learning_rate * (batch_size or config.batch_size) / 16
-    groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8)
-
-
-def fit(
-    model: nn.Module,
-    data: Batches,
-    optimizer: torch.optim.AdamW,
-    config: TrainConfig,
-    *,
-    start: int = 0,
-) -> Iterator[Step]:
-    """Train from step ``start`` to the end of the last epoch; yield every step.
-
-    ``model`` (a ``Method``) and ``optimizer`` are changed in place. The caller decides what to log
-    and when to save, by what it does between two steps.
-
-    Raises:
-        TrainingError: If the loss or the gradient is not finite; names the batch's pictures.
-    """
-    method: Method = model  # type: ignore[assignment]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    full_rate = optimizer.param_groups[0]["lr"]
-    decay_step = int(config.decay_at * config.epochs) * data.per_epoch
-    limit = config.clip_norm or math.inf
-    model.train()
-    for index in range(start, config.epochs * data.per_epoch):
-        rate = full_rate * (config.decay_factor if index >= decay_step else 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images, features = data.load(index)
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            parts = method.loss_parts(images, features)
-            loss = torch.stack(list(parts.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(trainable, limit)
-        if not bool(torch.isfinite(loss + norm)):
-            files = [data.store.paths[i].name for i in data.indices(index)]
-            raise TrainingError(
-                f"the loss is {loss.item():g} and the gradient's norm {norm.item():g} at step "
-                f"{index + 1}; the pictures of its batch: {', '.join(files)}. Try a lower "
-                "train.learning_rate; weights from before this step can be resumed from"
-            )
-        optimizer.step()
-        yield Step(
-            number=index + 1,
-            epoch=index // data.per_epoch + 1,
-            loss=loss.item(),
-            parts={name: part.item() for name, part in parts.items()},
-            gradient_norm=norm.item(),
-            learning_rate=rate,
-        )
-
-
 def train(
     config: Config,
     run: Path,
@@ -219,8 +72,8 @@ def train(
         config: All settings; ``config.data.root`` is the data set.
         run: The run folder. It must not hold a run yet, unless ``resume``.
         encoder_weights: File of the encoder's weights; None downloads them.
-        resume: Continue an interrupted run, with its own settings (``config`` must equal them). On
-            the same device the result is the same to the bit as without the interruption.
+        resume: Continue an interrupted run with its own settings: on the same device the result is
+            the same to the bit as without the interruption.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tensorboard: Also log to ``run/tensorboard``.
         observer: Told how it goes.
@@ -229,11 +82,7 @@ def train(
         The trained network, in evaluation mode.
 
     Raises:
-        DatasetError: If the data cannot be read or have no training pictures.
-        ConfigError: If a setting does not work, or ``tensorboard`` is not installed.
-        WeightsError: If the encoder's weights cannot be had.
-        CheckpointError: If ``run`` holds a run already, or has nothing to resume.
-        TrainingError: If the loss is not finite.
+        MambaADError: DatasetError, ConfigError, WeightsError, CheckpointError or TrainingError.
         KeyboardInterrupt: Passed on, after the state has been saved.
     """
     observer = observer or Observer()
@@ -243,35 +92,22 @@ def train(
     chosen, held_out = split_holdout(dataset, config)
     torch.manual_seed(config.train.seed)
     model = build(config.model, loss_weight=config.train.loss_weight)
-    if resume:
-        # made once: the state holds all weights
-        source = json.loads((run / checkpoint.PROVENANCE).read_text("utf-8"))["encoder_weights"]
-    else:
-        source = load_pretrained(model.encoder, config.model.encoder, encoder_weights)
-    observer.message(f"encoder {config.model.encoder}: weights from {source}")
+    source = _encoder_weights(run, model, config, encoder_weights, resume)
+    observer.message(f"encoder weights: {source}")
     model.to(target)
-
     size = min(config.train.batch_size, len(chosen))
     optimizer = build_optimizer(model, config.train, size)
     start, seconds = load_state(run, model, optimizer, config) if resume else (0, 0.0)
     data = prepare_batches(chosen, config, model, size, target, observer)
-    run.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_config(run, config)
+    counts = {"training_pictures": len(chosen), "held_out_pictures": len(held_out)}
     record = checkpoint.provenance(
-        config,
-        target,
-        encoder_weights=source,
-        data_fingerprint=fingerprint(dataset),
-        categories=list(dataset.categories),
-        training_pictures=len(chosen),
-        held_out_pictures=len(held_out),
-        batch_size=size,
+        config, target, encoder_weights=source, batch_size=size, **describe(dataset), **counts
     )
+    checkpoint.save_config(run, config)
     checkpoint.save_provenance(run, record)
-
     steps = fit(model, data, optimizer, config.train, start=start)
     observer.begin(start, config.train.epochs * data.per_epoch, size)
-    with _Log(run, start, seconds, size, tensorboard) as log:
+    with StepLog(run, start, seconds, size, tensorboard) as log:
         _run_steps(steps, log, run, model, optimizer, config, observer, start)
     model.eval()
     _calibrate(run, model, chosen, held_out, data.store, config, target, observer)
@@ -282,9 +118,22 @@ def train(
     return model
 
 
+def _encoder_weights(
+    run: Path, model: MambaAD, config: Config, file: Path | None, resume: bool
+) -> str:
+    """Fill the encoder, unless the state to resume from will; say where its weights come from."""
+    if not resume:
+        return load_pretrained(model.encoder, config.model.encoder, file)
+    try:
+        values = json.loads((run / checkpoint.PROVENANCE).read_text("utf-8"))
+        return str(values["encoder_weights"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"cannot read {run / checkpoint.PROVENANCE}: {error}") from error
+
+
 def _run_steps(
     steps: Iterator[Step],
-    log: _Log,
+    log: StepLog,
     run: Path,
     model: MambaAD,
     optimizer: torch.optim.AdamW,
@@ -307,6 +156,11 @@ def _run_steps(
         observer.message(f"interrupted after step {done}; the state is saved in {run}")
         raise
     save_state(run, model, optimizer, config, done, log.seconds)
+
+
+def describe(dataset: Dataset) -> dict[str, object]:
+    """What the record says of a data set."""
+    return {"data_fingerprint": fingerprint(dataset), "categories": list(dataset.categories)}
 
 
 def check_run_folder(run: Path, resume: bool) -> None:
@@ -460,72 +314,3 @@ def load_state(
     if torch.cuda.is_available() and "cuda" in by_part["random"]:
         torch.cuda.set_rng_state(by_part["random"]["cuda"])
     return int(note["step"]), float(note["seconds"])
-
-
-class _Log:
-    """``metrics.jsonl``, one line a step, and TensorBoard if asked for."""
-
-    def __init__(
-        self, run: Path, start: int, seconds: float, batch_size: int, tensorboard: bool
-    ) -> None:
-        self.path = run / checkpoint.METRICS
-        self.batch_size = batch_size
-        self.seconds = seconds
-        self._file: TextIO | None = None
-        self._clock = time.monotonic()
-        self._board = _tensorboard(run) if tensorboard else None
-        kept = []
-        if start and self.path.is_file():
-            lines = self.path.read_text("utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= start]
-        self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
-
-    def __enter__(self) -> _Log:
-        self._file = self.path.open("a", encoding="utf-8")
-        self._clock = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-    def write(self, step: Step) -> None:
-        now = time.monotonic()
-        took, self._clock = now - self._clock, now
-        self.seconds += took
-        values = {
-            "step": step.number,
-            "epoch": step.epoch,
-            "loss": step.loss,
-            **{f"loss_{name}": value for name, value in step.parts.items()},
-            "gradient_norm": step.gradient_norm,
-            "learning_rate": step.learning_rate,
-            "images_per_second": self.batch_size / max(took, 1e-9),
-            "seconds": self.seconds,
-        }
-        if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if name not in ("step", "epoch"):
-                    self._board.add_scalar(f"train/{name}", value, step.number)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return math.inf  # half a line, from the moment of the interruption
-
-
-def _tensorboard(run: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError(
-            "TensorBoard is not installed: pip install 'mambaad[tensorboard]'"
-        ) from error
-    return SummaryWriter(str(run / "tensorboard"))

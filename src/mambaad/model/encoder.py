@@ -206,12 +206,12 @@ def _canonical(key: str) -> str:
 class FilterBank(nn.Module):
     """Fixed filters in three stages, computed by a formula: an encoder that needs no weights.
 
-    Stage 1 filters brightness with Gabor pairs (even and odd) in eight directions at two scales,
+    Stage 1 filters brightness with Gabor pairs (even and odd) in six directions at two scales,
     and two colour contrasts with small blobs and edges. Stages 2 and 3 mix the rectified responses
     with random orthonormal 3x3 filters from a fixed seed. Nothing was learned.
     """
 
-    channels = (40, 80, 160)
+    channels = (32, 64, 128)
     first: Tensor
     second: Tensor
     third: Tensor
@@ -235,14 +235,14 @@ class FilterBank(nn.Module):
 
 
 def _gabor_filters() -> Tensor:
-    """(40, 3, 9, 9): 32 Gabor filters on brightness, 8 filters on colour, each of unit norm."""
+    """(32, 3, 9, 9): 24 Gabor filters on brightness, 8 filters on colour, each of unit norm."""
     y, x = np.mgrid[-4:5, -4:5].astype(np.float64)
     filters = []
     brightness = np.ones(3) / math.sqrt(3)
     for wavelength, spread in ((3.5, 1.4), (7.0, 2.6)):
         envelope = np.exp(-(x**2 + y**2) / (2 * spread**2))
-        for turn in range(8):
-            angle = math.pi * turn / 8
+        for turn in range(6):
+            angle = math.pi * turn / 6
             phase = 2 * math.pi * (x * math.cos(angle) + y * math.sin(angle)) / wavelength
             for wave in (np.cos(phase), np.sin(phase)):
                 kernel = envelope * wave

@@ -1,0 +1,82 @@
+"""The log of a training: ``metrics.jsonl``, one JSON line a step, and TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from mambaad import checkpoint
+from mambaad.errors import ConfigError
+from mambaad.fit import Step
+
+
+class StepLog:
+    """A context manager; ``write`` takes each step. Lines after ``start`` are cut off first."""
+
+    def __init__(
+        self, run: Path, start: int, seconds: float, batch_size: int, tensorboard: bool
+    ) -> None:
+        self.path = run / checkpoint.METRICS
+        self.batch_size = batch_size
+        self.seconds = seconds
+        self._file: TextIO | None = None
+        self._clock = time.monotonic()
+        self._board = _tensorboard(run) if tensorboard else None
+        kept = []
+        if start and self.path.is_file():
+            lines = self.path.read_text("utf-8").splitlines()
+            kept = [line for line in lines if _step_of(line) <= start]
+        self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+    def __enter__(self) -> StepLog:
+        self._file = self.path.open("a", encoding="utf-8")
+        self._clock = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, step: Step) -> None:
+        now = time.monotonic()
+        took, self._clock = now - self._clock, now
+        self.seconds += took
+        values = {
+            "step": step.number,
+            "epoch": step.epoch,
+            "loss": step.loss,
+            **{f"loss_{name}": value for name, value in step.parts.items()},
+            "gradient_norm": step.gradient_norm,
+            "learning_rate": step.learning_rate,
+            "images_per_second": self.batch_size / max(took, 1e-9),
+            "seconds": self.seconds,
+        }
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if name not in ("step", "epoch"):
+                    self._board.add_scalar(f"train/{name}", value, step.number)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf  # half a line, from the moment of the interruption
+
+
+def _tensorboard(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "TensorBoard is not installed: pip install 'mambaad[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(run / "tensorboard"))
