@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mambaad.data import IMAGENET_MEAN, IMAGENET_STD, PictureStore
-from mambaad.data.tensors import FeatureStore, feature_bytes, to_tensor
+from mambaad.data import PictureStore
 from mambaad.inference import anomaly_maps, batches, picture_scores
 
 CPU = torch.device("cpu")
@@ -26,15 +25,6 @@ class Red:
 @pytest.fixture
 def store(tiny_data: Path) -> PictureStore:
     return PictureStore(sorted((tiny_data / "metal" / "train").rglob("*.png")), (32, 48))
-
-
-def test_pictures_are_normalised_as_imagenet() -> None:
-    pictures = np.zeros((1, 2, 2, 3), np.uint8)
-    pictures[0, 0, 1] = (255, 0, 51)
-    found = to_tensor(pictures, CPU)
-    assert found.shape == (1, 3, 2, 2)
-    expected = (np.array([1.0, 0.0, 0.2]) - IMAGENET_MEAN) / IMAGENET_STD
-    assert found[0, :, 0, 1].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_batches_go_through_all_pictures_in_order(store: PictureStore) -> None:
@@ -55,15 +45,3 @@ def test_chosen_pictures_only(store: PictureStore) -> None:
     parts = list(batches(Red(), store, CPU, indices=[5, 1]))
     assert parts[0][0].tolist() == [5, 1]
     assert np.array_equal(parts[0][1], store[[5, 1]])
-
-
-def test_features_are_kept_as_encoded(store: PictureStore) -> None:
-    def encode(images: Tensor) -> list[Tensor]:
-        return [images, images[:, :1, ::2, ::2]]
-
-    features = FeatureStore(store, encode, CPU, batch_size=4)
-    chosen = features[np.array([4, 0])]
-    images = to_tensor(store[[4, 0]], CPU)
-    assert torch.equal(chosen[0], images)
-    assert torch.equal(chosen[1], images[:, :1, ::2, ::2])
-    assert feature_bytes(encode, (32, 48), CPU) == 4 * (3 * 32 * 48 + 16 * 24)

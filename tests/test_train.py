@@ -10,62 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from training import StopAt
 
 from mambaad import checkpoint
 from mambaad.config import Config
 from mambaad.data import read_dataset
-from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError, TrainingError
-from mambaad.fit import Step, build_optimizer, parameter_groups
-from mambaad.model import MambaAD, build
-from mambaad.train import Observer, split_holdout, train
-
-
-class StopAt(Observer):
-    """Presses Ctrl-C after a step; remembers all steps."""
-
-    def __init__(self, step: int | None = None) -> None:
-        self.stop = step
-        self.steps: list[Step] = []
-
-    def step(self, step: Step) -> None:
-        self.steps.append(step)
-        if step.number == self.stop:
-            raise KeyboardInterrupt
-
-
-def test_the_published_parameter_groups(tiny_config: Config) -> None:
-    model = build(tiny_config.model)
-    decayed, plain = parameter_groups(model, 0.1)
-    names = {id(p): n for n, p in model.named_parameters()}
-    kept = {names[id(p)].rsplit(".", 1)[1] for p in plain["params"]}
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert kept == {"bias", "weight", "skip"}
-    assert {"a_log", "dt_bias", "dt_weight", "scan_proj", "weight"} == {
-        names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]
-    }
-    assert all(p.dim() == 1 for p in plain["params"] if names[id(p)].endswith("weight"))
-    assert not any(names[id(p)].startswith("encoder") for p in decayed["params"] + plain["params"])
-
-
-def test_the_rate_is_scaled_by_the_batch(tiny_config: Config) -> None:
-    model = build(tiny_config.model)
-    optimizer = build_optimizer(model, tiny_config.train, batch_size=4)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.005 * 4 / 16)
-    assert optimizer.defaults["betas"] == (0.9, 0.999)
-
-
-def test_the_rate_drops_once_and_batches_follow_the_seed(
-    tiny_config: Config, tmp_path: Path
-) -> None:
-    config = tiny_config.override({"train.epochs": 5, "train.decay_at": 0.8})
-    seen = StopAt()
-    train(config, tmp_path / "run", device="cpu", observer=seen)
-    rates = [s.learning_rate for s in seen.steps]
-    assert len(rates) == 15  # 12 pictures, batch 4
-    assert rates[:12] == [pytest.approx(0.00125)] * 12
-    assert rates[12:] == [pytest.approx(0.000125)] * 3
-    assert all(s.loss == pytest.approx(sum(s.parts.values()), rel=1e-5) for s in seen.steps)
-    assert seen.steps[-1].loss < seen.steps[0].loss
+from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from mambaad.train import split_holdout, train
 
 
 @pytest.mark.parametrize("cache", ["features", "pictures", "none"])
@@ -93,17 +44,6 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(
     assert not (tmp_path / "parts" / "state.safetensors").exists()
 
 
-def test_a_log_that_ends_in_half_a_line_is_mended(tiny_config: Config, tmp_path: Path) -> None:
-    config = tiny_config.override({"train.epochs": 2})
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path, device="cpu", observer=StopAt(2))
-    with (tmp_path / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 3, "lo')
-    train(config, tmp_path, device="cpu", resume=True)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))
-
-
 def test_the_state_is_saved_every_so_often(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,23 +60,6 @@ def test_the_state_is_saved_every_so_often(
     config = tiny_config.override({"train.epochs": 1, "train.checkpoint_minutes": 0})
     train(config, tmp_path, device="cpu")
     assert saved == [1, 2, 3, 3]
-
-
-def test_a_loss_that_is_not_finite_stops_and_names_the_batch(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = MambaAD.loss_parts
-    calls = []
-
-    def broken(self: MambaAD, *arguments: object) -> dict[str, torch.Tensor]:
-        calls.append(1)
-        parts = original(self, *arguments)  # type: ignore[arg-type]
-        return {k: v * (float("nan") if len(calls) == 2 else 1) for k, v in parts.items()}
-
-    monkeypatch.setattr(MambaAD, "loss_parts", broken)
-    with pytest.raises(TrainingError, match=r"nan .* at step 2; the pictures of its batch: \d"):
-        train(tiny_config, tmp_path, device="cpu")
-    assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_an_unreadable_picture_is_named(
@@ -221,23 +144,7 @@ def test_bf16_trains_and_keeps_float32_weights(tiny_config: Config, tmp_path: Pa
     assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
 
 
-def test_a_small_set_makes_one_small_batch(tiny_config: Config, tmp_path: Path) -> None:
-    seen = StopAt()
-    config = tiny_config.override({"train.batch_size": 64, "train.epochs": 2})
-    train(config, tmp_path, device="cpu", observer=seen)
-    assert [s.epoch for s in seen.steps] == [1, 2]
-    assert seen.steps[0].learning_rate == pytest.approx(0.005 * 12 / 16)
-
-
 def test_data_without_training_pictures_are_refused(tiny_config: Config, tmp_path: Path) -> None:
     (tmp_path / "x" / "train" / "good").mkdir(parents=True)
     with pytest.raises(DatasetError):
         train(tiny_config.override({"data.root": str(tmp_path)}), tmp_path / "run", device="cpu")
-
-
-def test_tensorboard_says_how_to_install_it(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match=r"pip install 'mambaad\[tensorboard\]'"):
-        train(tiny_config, tmp_path, device="cpu", tensorboard=True)

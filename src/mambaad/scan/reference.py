@@ -159,8 +159,7 @@ def backward(
         dt = softplus(before_softplus)
         a = -torch.exp(a_log[k])
         decay = torch.exp(dt[..., None] * a)
-        drive = (dt * x_k)[..., None] * b[:, :, None]
-        state = recurrence(decay, drive)
+        state = recurrence(decay, (dt * x_k)[..., None] * b[:, :, None])
 
         next_decay = F.pad(decay[:, 1:], (0, 0, 0, 0, 0, 1))
         from_output = dy_k[..., None] * c[:, :, None]
@@ -169,7 +168,7 @@ def backward(
         dc = (dy_k[..., None] * state).sum(2)
         db = (g * (dt * x_k)[..., None]).sum(2)
         g_b = (g * b[:, :, None]).sum(-1)
-        g_decayed = g * (state - drive)  # state - drive is decay_t h_{t-1}, without a division
+        g_decayed = g * decay * F.pad(state[:, :-1], (0, 0, 0, 0, 1, 0))  # g_t s_t
         ddt = g_b * x_k + (g_decayed * a).sum(-1)
         dz = ddt * torch.sigmoid(before_softplus)
 

@@ -1,0 +1,80 @@
+"""What the command line shows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mambaad.display import PredictDisplay, TrainDisplay, metrics_table, show
+from mambaad.errors import ImageError
+from mambaad.evaluate import CategoryResult, Evaluation
+from mambaad.fit import Step
+from mambaad.metrics import score
+from mambaad.predict import Prediction
+
+
+def step(number: int, epoch: int) -> Step:
+    return Step(number, epoch, 1.5, {"stride4": 0.5, "stride8": 0.25, "stride16": 0.75}, 2.0, 0.005)
+
+
+def test_training_prints_a_line_an_epoch_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with TrainDisplay() as display:
+        display.progress("encoding", 1, 1)
+        display.begin(0, 4, 16)
+        for number, epoch in ((1, 1), (2, 1), (3, 2), (4, 2)):
+            display.step(step(number, epoch))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "images/s" in line]
+    shown = [line for line in lines if line.startswith("step ")]
+    assert [line.split()[1] for line in shown] == ["2/4", "4/4"]
+    assert "epoch 1  loss 1.500 (0.500 0.250 0.750)" in shown[0]
+
+
+def result(threshold: float | None, masks: bool) -> CategoryResult:
+    maps = np.zeros((3, 4, 4), np.float32)
+    maps[:, 0, 0] = (0.1, 0.4, 0.2)
+    truth = np.zeros((3, 4, 4), bool)
+    truth[1:, 0, 0] = True
+    labels = np.array([0, 1, 1])
+    report = score(maps, truth if masks else None, labels)
+    scores = maps.max((1, 2))
+    return CategoryResult("nut", report, (), labels, ("good", "a", "a"), scores, threshold, ())
+
+
+def test_the_table_shows_percent_decisions_and_what_is_undefined(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    evaluation = Evaluation("exact", {"nut": result(0.3, masks=False)}, 1.0, 3)
+    show(metrics_table(evaluation))
+    shown = capsys.readouterr().out
+    assert "100.0" in shown
+    assert "–" in shown
+    assert "no masks" in shown
+    assert "0 of 1" in shown  # false alarms
+    assert "1 of 2" in shown  # misses
+    assert "mean" not in shown  # of a single category
+
+
+def test_without_thresholds_nothing_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    both = {"bolt": result(None, masks=True), "nut": result(None, masks=True)}
+    show(metrics_table(Evaluation("ader", both, 1.0, 6)))
+    shown = capsys.readouterr().out
+    assert " of 1" not in shown
+    assert "mean" in shown
+    assert "protocol ader" in shown
+
+
+def test_predictions_are_counted_and_errors_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    display = PredictDisplay()
+    for value in (0.1, 0.9):
+        heat = np.full((2, 2), value, np.float32)
+        display.add(Prediction(None, None, value, 0.5, heat, (2, 2)))
+    display.add(ImageError("cannot read x.png"))
+    from pathlib import Path
+
+    display.finish(Path("found"))
+    output = capsys.readouterr()
+    assert "2 pictures, 1 defective, 1 could not be read; wrote found" in output.out
+    assert output.out.index("0.9000") < output.out.index("0.1000")
+    assert "error: cannot read x.png" in output.err

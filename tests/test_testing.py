@@ -1,0 +1,45 @@
+"""Testing a run: which data, which categories, where the files go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mambaad.errors import ConfigError, DatasetError
+from mambaad.testing import run_test
+
+
+def test_results_can_go_to_another_folder(tiny_run: Path, tmp_path: Path) -> None:
+    before = sorted(p.name for p in tiny_run.iterdir())
+    evaluation, files = run_test(tiny_run, device="cpu", out=tmp_path)
+    assert list(evaluation.categories) == ["metal", "wood"]
+    assert [f.name for f in files] == [
+        "evaluation.json", "evaluation.csv", "evaluation.md", "scores.csv", "report.html",
+    ]  # fmt: skip
+    assert all(f.parent == tmp_path and f.is_file() for f in files)
+    assert sorted(p.name for p in tiny_run.iterdir()) == before
+    about = json.loads((tmp_path / "evaluation.json").read_text())["about"]
+    assert about["seed"] == 3
+    assert len(about["data_fingerprint"]) == 64
+
+
+def test_categories_can_be_chosen(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
+    evaluation, _ = run_test(tiny_run, tiny_data, categories=["wood"], out=tmp_path, device="cpu")
+    assert list(evaluation.categories) == ["wood"]
+    with pytest.raises(DatasetError, match="tin"):
+        run_test(tiny_run, categories=["tin"], out=tmp_path, device="cpu")
+
+
+def test_evaluating_twice_gives_the_same_numbers(tiny_run: Path, tmp_path: Path) -> None:
+    first, _ = run_test(tiny_run, out=tmp_path / "a", device="cpu")
+    second, _ = run_test(tiny_run, out=tmp_path / "b", device="cpu")
+    assert first.mean == second.mean
+
+
+def test_arguments_are_checked_first(tiny_run: Path) -> None:
+    with pytest.raises(ConfigError, match="protocol must be one of"):
+        run_test(tiny_run, protocol="best")
+    with pytest.raises(ConfigError, match="pro_limit"):
+        run_test(tiny_run, pro_limit=0)
