@@ -1,32 +1,50 @@
-"""Train ten steps beside the published code, and print how far the two are apart.
+"""Compare with the published code: outputs from the same weights, and ten training steps.
 
-    python benchmarks/parity.py
+    python benchmarks/parity.py [--device cuda] [--float64]
 
-The published run starts from weights made by a rule and sees made-up pictures (``helpers``).
-Its scan adds up in no fixed order, so the column "repeat" shows how far a second run of the
-published code is from its first: no agreement can be asked for below that. The last line compares
-the L2 norm of every tensor after the ten steps; there single small tensors of the two published
-runs differ by up to 5e-3. Exits with 1 beyond 1e-5, 1e-4 and 5e-4 in the first three steps or 2e-3
-after them. In float64 this package gives 60.9368508 and 43.6254693 at steps 2 and 3: its float32 is
-nearer to that than the published float32 run, whose distance then grows tenfold a step.
+Weights and pictures are made by a rule (``tests/helpers.py``). The published scan adds up in no
+fixed order, so the column "repeat" shows how far a second run of the published code is from its
+first. The last line compares the L2 norm of every tensor after the ten steps; there single small
+tensors of the two published runs differ by up to 5e-3.
+
+The published run was float32 on a GPU. Asked for are 1e-4 in every output (1e-3 on a GPU) and, in
+the loss, 1e-5 at step 1, 1e-4 over three steps, 2e-3 over ten. On the CPU and in float64 step 3 is
+1.3e-4 away: AdamW makes steps of full size out of gradients that are zero but for rounding, and a
+GPU rounds differently (LOG.md). Exits with 1 if something is further off than asked for.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from helpers import published_trajectory, trajectory
+from helpers import FIXTURES, published_outputs, published_trajectory, trajectory
 
 
 def main() -> int:
-    """Print the table; 1 if a step is further off than it may be."""
+    """Print the tables; 1 if a number is further off than it may be."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--float64", action="store_true", help="the ten steps in float64")
+    options = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    limit = 1e-4 if options.device == "cpu" else 1e-3
+    outputs_off = False
+    for name in FIXTURES:
+        off = published_outputs(name, options.device)
+        print(name, "  ".join(f"{key} {value:.1e}" for key, value in off.items()))
+        outputs_off |= max(off.values()) > limit
+
     published = published_trajectory()
-    steps, model, names = trajectory(len(published["loss"]))
+    dtype = torch.float64 if options.float64 else torch.float32
+    steps, model, names = trajectory(len(published["loss"]), options.device, dtype)
     print("step  loss      published  off      repeat   parts    gradient repeat")
-    too_far = False
+    too_far = outputs_off
     for i, step in enumerate(steps):
         loss, norm = published["loss"][i], published["grad_norm"][i]
         off = {
@@ -54,7 +72,7 @@ def _off(found: float, expected: float) -> float:
 
 
 def _allowed(step: int) -> float:
-    return (1e-5, 1e-4, 5e-4)[step] if step < 3 else 2e-3
+    return (1e-5, 1e-4, 1e-4)[step] if step < 3 else 2e-3
 
 
 if __name__ == "__main__":

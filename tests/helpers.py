@@ -224,6 +224,36 @@ def fill(key: str, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float3
     return z.astype(np.float32)
 
 
+FIXTURES = {
+    "base": (ModelConfig(), 512, 2178276202),
+    "zz8": (ModelConfig("resnet18", (2, 2, 2, 2), "zigzag"), 314, 2774015890),
+}
+"""Settings of the published outputs, and how many names a checkpoint has, with their checksum."""
+
+
+def published_outputs(name: str, device: str = "cpu") -> dict[str, float]:
+    """How far this package's outputs are from the published ones, each by ``deviation``."""
+    expected = np.load(DATA / f"parity_{name}.npz")
+    config = FIXTURES[name][0]
+    found, model, left_out = convert(published_state(config), str(config.scan))
+    if found != config or left_out:
+        raise AssertionError(f"{name} was converted to {found}, leaving out {left_out}")
+    model.to(device).eval()
+    picture = np.random.default_rng(7).standard_normal((1, 3, 256, 256)).astype(np.float32)
+    images = torch.from_numpy(picture).to(device)
+    with torch.no_grad():
+        teacher, student = model(images)
+        outputs = {
+            "teacher64": teacher[0][0, ::8, ::8, ::8],
+            "student64": student[0][0, ::8, ::4, ::4],
+            "student32": student[1][0, ::8, ::2, ::2],
+            "student16": student[2][0, ::8],
+            "loss": model.loss(images),
+            "anomaly_map": model.anomaly_maps(images)[0],
+        }
+    return {key: deviation(outputs[key].cpu(), expected[key]) for key in expected.files}
+
+
 @dataclass(frozen=True)
 class Step:
     """What one training step reports, before its update."""
@@ -246,8 +276,10 @@ def published_trajectory() -> dict[str, Any]:
     return content
 
 
-def trajectory(steps: int) -> tuple[list[Step], MambaAD, dict[str, str]]:
-    """The same steps by this package.
+def trajectory(
+    steps: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> tuple[list[Step], MambaAD, dict[str, str]]:
+    """The same steps by this package, on any device, in float32 or float64.
 
     Returns:
         The steps, the network after them, and our name of each published parameter.
@@ -259,13 +291,14 @@ def trajectory(steps: int) -> tuple[list[Step], MambaAD, dict[str, str]]:
     config, converted, _ = convert(state, "hilbert")
     model = build(dataclasses.replace(config, drop_path=0.0))
     model.load_state_dict(converted.state_dict())
-    model.train()
+    model.to(device, dtype).train()
     optimizer = build_optimizer(model, TrainConfig(batch_size=16))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     done = []
     for step in range(steps):
         pictures = np.random.default_rng(100 + step).standard_normal((4, 3, 256, 256))
-        parts = model.loss_parts(torch.from_numpy(pictures.astype(np.float32)))
+        images = torch.from_numpy(pictures.astype(np.float32)).to(device, dtype)
+        parts = model.loss_parts(images)
         loss = torch.stack(list(parts.values())).sum()
         optimizer.zero_grad()
         loss.backward()
