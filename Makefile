@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed
+	rm -rf runs/demo
 	$(BIN)/mambaad demo
 
 test: $(VENV)/.installed-dev

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from mambaad.cli import main
 from mambaad.config import ModelConfig
 
-VERBS = ("train", "test", "predict", "check", "synthesize", "demo", "scans", "convert")
+VERBS = ("train", "test", "predict", "calibrate", "check", "synthesize", "demo", "scans", "convert")
 
 
 def run(*arguments: object) -> int:
@@ -146,7 +147,7 @@ def test_mistakes_are_one_line_and_status_2(
             "--image-size",
             "100",
         ): "image_size must be one or two multiples of 32",
-        ("train", tiny_data, "--image-size", "x"): "--image-size is a number",
+        ("train", tiny_data, "--image-size", "x"): "a size is a number",
         ("train", tiny_data, "--set", "model.depht=3"): "unknown ModelConfig setting",
         ("train", tiny_data, "--set", "depths"): "table.setting=value",
         ("train", tiny_data, "--category", "tin"): "tin",
@@ -161,6 +162,14 @@ def test_mistakes_are_one_line_and_status_2(
         ("predict", tiny_run, tiny_data, "--category", "tin"): "no category 'tin'",
         ("check", tmp_path / "nothing"): "nothing",
         ("synthesize", tiny_data): "not empty",
+        ("calibrate", tiny_run, tiny_data, "--quantile", "2"): "quantile must be in (0, 1]",
+        ("scans", "--size", "0"): "--size must be in 1..1024",
+        (
+            "train",
+            tiny_data,
+            "--set",
+            "data.categories=[1.5]",
+        ): "must be a list of names",
         ("scans", "--method", "spiral"): "scan must be one of",
         ("scans", "--directions", "3"): "directions must be 2, 4, 8 or 'distinct'",
         ("convert", tmp_path / "no.pth", "--out", tmp_path / "r"): "cannot read weights",
@@ -200,7 +209,7 @@ def test_ctrl_c_says_how_to_go_on(
     with monkeypatch.context() as patch:
 
         def interrupt(*_: object) -> None:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
         patch.setattr(TrainDisplay, "step", interrupt)
         options = ["--encoder", "filterbank", "--epochs", 1, "--image-size", 64]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.errors import ConfigError, WeightsError
 from mambaad.model import encoder as module
 from mambaad.model.encoder import (
@@ -127,8 +128,26 @@ def test_unknown_encoder() -> None:
 
 
 def test_encoder_without_the_strides() -> None:
-    with pytest.raises(ConfigError, match=r"'vit_tiny_patch16_224' has no feature maps at strides"):
+    with pytest.raises(ConfigError, match="'vit_tiny_patch16_224' cannot be used: Input height"):
         build_encoder("vit_tiny_patch16_224")
+    with pytest.raises(ConfigError, match="'dla34' has no feature maps at strides"):
+        build_encoder("dla34")  # says so of itself, but a picture shows otherwise
+
+
+def test_channels_last_maps_are_turned() -> None:
+    maps = build_encoder("mambaout_femto")(torch.rand(1, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [(1, 48, 16, 24), (1, 96, 8, 12), (1, 192, 4, 6)]
+
+
+def test_pictures_are_normalised_as_the_encoder_was_trained() -> None:
+    """resnetv2_50 wants mean and deviation 0.5; pictures come with ImageNet's."""
+    encoder = build_encoder("resnetv2_50")
+    grey = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    for found, wanted in zip(
+        encoder((grey - mean) / std), encoder.body((grey - 0.5) / 0.5), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_import_timm_twice() -> None:

@@ -41,7 +41,7 @@ def test_the_box_is_the_hottest_region_in_the_pictures_pixels() -> None:
     assert found.pred_mask.sum() == 7
 
 
-def test_a_good_picture_has_the_box_of_half_its_maximum() -> None:
+def test_a_good_picture_has_the_box_of_its_hottest_region() -> None:
     heat = np.zeros((4, 4))
     heat[0, 0], heat[0, 1], heat[0, 2] = 0.4, 0.21, 0.19
     found = prediction(heat, 0.5, (4, 4))

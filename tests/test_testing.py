@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mambaad.calibrate import load_calibration
 from mambaad.errors import ConfigError, DatasetError
-from mambaad.testing import run_test
+from mambaad.testing import calibrate_run, run_test
 
 
 def test_results_can_go_to_another_folder(tiny_run: Path, tmp_path: Path) -> None:
@@ -43,3 +45,17 @@ def test_arguments_are_checked_first(tiny_run: Path) -> None:
         run_test(tiny_run, protocol="best")
     with pytest.raises(ConfigError, match="pro_limit"):
         run_test(tiny_run, pro_limit=0)
+
+
+def test_a_run_can_be_calibrated_afterwards(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    (copy / "calibration.json").unlink()
+    found = calibrate_run(copy, tiny_data, quantile=0.5, device="cpu")
+    assert {n: t.pictures for n, t in found.categories.items()} == {"metal": 6, "wood": 6}
+    assert load_calibration(copy) == found
+    highest = calibrate_run(copy, tiny_data, quantile=1, device="cpu")
+    assert highest.threshold("metal") == highest.categories["metal"].maximum
+    assert highest.threshold("metal") > found.threshold("metal")

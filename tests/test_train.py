@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,9 @@ from training import StopAt
 from mambaad import checkpoint
 from mambaad.config import Config
 from mambaad.data import read_dataset
+from mambaad.data.synthetic import synthesize
 from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from mambaad.model import MambaAD
 from mambaad.train import split_holdout, train
 
 
@@ -53,7 +57,7 @@ def test_the_state_is_saved_every_so_often(
     original = module.save_state
 
     def spy(*arguments: object) -> None:
-        saved.append(int(arguments[4]))  # type: ignore[call-overload]
+        saved.append(arguments[3]["step"])  # type: ignore[index]
         original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "save_state", spy)
@@ -65,8 +69,6 @@ def test_the_state_is_saved_every_so_often(
 def test_an_unreadable_picture_is_named(
     tiny_config: Config, tiny_data: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "data"
     shutil.copytree(tiny_data, copy)
     bad = copy / "metal" / "train" / "good" / "000.png"
@@ -110,8 +112,6 @@ def test_holdout_is_drawn_by_category_and_seed(tiny_config: Config, tiny_data: P
 
 
 def test_held_out_pictures_make_the_thresholds(tiny_config: Config, tmp_path: Path) -> None:
-    from mambaad.data.synthetic import synthesize
-
     synthesize(tmp_path / "data", size=64, train=12, good=1, defective=1, categories=("metal",))
     config = tiny_config.override({"data.root": str(tmp_path / "data"), "data.holdout": 0.25})
     train(config, tmp_path / "run", device="cpu")
@@ -148,3 +148,91 @@ def test_data_without_training_pictures_are_refused(tiny_config: Config, tmp_pat
     (tmp_path / "x" / "train" / "good").mkdir(parents=True)
     with pytest.raises(DatasetError):
         train(tiny_config.override({"data.root": str(tmp_path)}), tmp_path / "run", device="cpu")
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config.override({"train.epochs": 2, "model.drop_path": 0.5})
+    whole, parts, rest = StopAt(), StopAt(), StopAt()
+    train(config, tmp_path / "whole", device="cpu", observer=whole)
+    original, calls = MambaAD.loss_parts, []
+
+    def interrupted(self: MambaAD, *arguments: object) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        found = original(self, *arguments)  # type: ignore[arg-type]
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    monkeypatch.setattr(MambaAD, "loss_parts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", device="cpu", observer=parts)
+    monkeypatch.setattr(MambaAD, "loss_parts", original)
+    assert len(parts.steps) == 3
+    train(config, tmp_path / "parts", device="cpu", resume=True, observer=rest)
+    assert [s.loss for s in whole.steps] == [s.loss for s in parts.steps + rest.steps]
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_keeps_the_last_state(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(*_: object) -> dict[str, torch.Tensor]:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("still here")
+
+    monkeypatch.setattr(MambaAD, "loss_parts", impatient)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config, tmp_path, device="cpu")
+    assert not (tmp_path / "state.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_changed_pictures_cannot_be_resumed_with(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    config = tiny_config.override({"data.root": str(data)})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", device="cpu", observer=StopAt(1))
+    (data / "wood" / "train" / "good" / "003.png").unlink()
+    with pytest.raises(CheckpointError, match="pictures have changed"):
+        train(config, tmp_path / "run", device="cpu", resume=True)
+
+
+def test_every_category_has_a_threshold_also_with_few_pictures(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    synthesize(tmp_path / "a", size=64, train=12, good=1, defective=1, categories=("metal",))
+    synthesize(tmp_path / "b", size=64, train=4, good=1, defective=1, categories=("wood",))
+    shutil.move(tmp_path / "b" / "wood", tmp_path / "a" / "wood")
+    config = tiny_config.override({"data.root": str(tmp_path / "a"), "data.holdout": 0.25})
+    train(config, tmp_path / "run", device="cpu")
+    values = json.loads((tmp_path / "run" / "calibration.json").read_text())
+    counts = {name: category["pictures"] for name, category in values["categories"].items()}
+    assert counts == {"metal": 3, "wood": 4}
+    assert values["source"].endswith("training pictures of categories with few")
+
+
+def test_an_unreadable_held_out_picture_is_found_before_the_training(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    synthesize(tmp_path / "a", size=64, train=12, good=1, defective=1, categories=("metal",))
+    config = tiny_config.override({"data.root": str(tmp_path / "a"), "data.holdout": 0.25})
+    _, held_out = split_holdout(read_dataset(tmp_path / "a"), config)
+    held_out[0].image.write_bytes(b"no picture")
+    seen = StopAt()
+    with pytest.raises(ImageError, match=held_out[0].image.name):
+        train(config, tmp_path / "run", device="cpu", observer=seen)
+    assert seen.steps == []
+
+
+def test_a_single_value_for_batch_norm_is_refused(tiny_config: Config, tmp_path: Path) -> None:
+    config = tiny_config.override({"data.image_size": 32, "train.batch_size": 1})
+    with pytest.raises(ConfigError, match="leaves BatchNorm a single value"):
+        train(config, tmp_path, device="cpu")

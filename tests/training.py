@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from mambaad.fit import Step
 from mambaad.train import Observer
 
@@ -16,4 +18,4 @@ class StopAt(Observer):
     def step(self, step: Step) -> None:
         self.steps.append(step)
         if step.number == self.stop:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)

@@ -22,7 +22,13 @@ from mambaad.checkpoint import CALIBRATION
 from mambaad.errors import CheckpointError, ConfigError
 from mambaad.files import write_json
 
-Source = Literal["held-out training pictures", "training pictures", "given"]
+Source = Literal[
+    "held-out training pictures",
+    "training pictures",
+    "held-out training pictures, or training pictures of categories with few",
+    "good pictures given afterwards",
+    "given",
+]
 
 QUANTILE = 0.99
 
@@ -99,12 +105,15 @@ def calibrate(
     return Calibration(source, quantile, overall, by_category)
 
 
-def manual(threshold: float, known: Calibration | None = None) -> Calibration:
+def manual(
+    threshold: float, known: Calibration | None = None, category: str | None = None
+) -> Calibration:
     """One given threshold for every category.
 
     Args:
         threshold: Scores above it are called defective.
         known: The run's calibration, whose categories are kept.
+        category: One more category, for a run without a calibration.
 
     Raises:
         ConfigError: If it is not a finite number.
@@ -112,9 +121,8 @@ def manual(threshold: float, known: Calibration | None = None) -> Calibration:
     if not math.isfinite(threshold):
         raise ConfigError(f"the threshold must be a finite number, got {threshold}")
     same = Threshold(threshold, 0, math.nan, math.nan)
-    return Calibration(
-        "given", math.nan, same, {n: same for n in (known.categories if known else ())}
-    )
+    names = [*(known.categories if known else ()), *([category] if category else ())]
+    return Calibration("given", math.nan, same, dict.fromkeys(names, same))
 
 
 def _threshold(values: Any, quantile: float) -> Threshold:

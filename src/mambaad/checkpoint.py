@@ -102,9 +102,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get("note", "{}"))
+            note = dict(json.loads((file.metadata() or {}).get("note", "{}")))
         return load_file(path), note
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
 
 

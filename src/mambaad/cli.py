@@ -45,6 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
     except MambaADError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _version(wanted: bool) -> None:
@@ -104,8 +109,7 @@ def train(
         "train.seed": seed,
         "train.precision": precision,
     }
-    given = {name: value for name, value in flags.items() if value is not None}
-    chosen = _train_config(out, config, settings or [], given, resume)
+    chosen = _train_config(out, config, settings or [], flags, encoder_weights, resume)
     from mambaad.display import TrainDisplay
     from mambaad.train import train as run_training
 
@@ -121,30 +125,41 @@ def train(
                 observer=display,
             )
         except KeyboardInterrupt:
-            display.message(f"continue with: mambaad train --out {out} --resume")
+            saved = (out / "state.safetensors").is_file()
+            hint = f"continue with: mambaad train --out {out} --resume" if saved else "stopped"
+            display.message(hint)
             raise typer.Exit(130) from None
     print(f"trained: {out}\nnext: mambaad test {out}")
 
 
 def _train_config(
-    out: Path, file: Path | None, settings: list[str], flags: dict[str, Any], resume: bool
+    out: Path,
+    file: Path | None,
+    settings: list[str],
+    flags: dict[str, Any],
+    weights: Path | None,
+    resume: bool,
 ) -> Any:
     from mambaad.checkpoint import load_config
     from mambaad.config import Config, parse_setting, read_config
 
+    flags = {name: value for name, value in flags.items() if value is not None}
     if resume:
         root = flags.pop("data.root", None)
-        if flags or settings or file:
+        if flags or settings or file or weights:
             raise ConfigError("--resume takes its settings from the run; give only --out and DATA")
         config = load_config(out)
-        if root is not None and Path(root).absolute() != Path(config.data.root):
+        if (
+            root is not None
+            and Path(root).expanduser().resolve() != Path(config.data.root).resolve()
+        ):
             raise ConfigError(f"the run in {out} is of {config.data.root}, not of {root}")
         return config
     config = read_config(file) if file is not None else Config()
     config = config.override({**dict(parse_setting(s) for s in settings), **flags})
     if not config.data.root:
         raise ConfigError("which pictures? Give the folder of a data set: mambaad train DATA")
-    return config.override({"data.root": str(Path(config.data.root).absolute())})
+    return config.override({"data.root": str(Path(config.data.root).expanduser().absolute())})
 
 
 def parse_size(text: str) -> list[int]:
@@ -157,8 +172,8 @@ def parse_size(text: str) -> list[int]:
         ConfigError: If it is neither.
     """
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.strip().isdigit() for p in parts):
-        raise ConfigError(f"--image-size is a number or HEIGHTxWIDTH, got {text!r}")
+    if len(parts) > 2 or not all(p.strip().isdecimal() for p in parts):
+        raise ConfigError(f"a size is a number or HEIGHTxWIDTH, got {text!r}")
     sizes = [int(p) for p in parts]
     return sizes if len(sizes) == 2 else sizes * 2
 
@@ -212,10 +227,10 @@ def predict(
     from mambaad.display import PredictDisplay, progress_bar
     from mambaad.predict import Detector, find_pictures, predict_files
 
-    files = find_pictures(paths)
+    files = find_pictures(paths, leave_out=out)
     detector = Detector.load(run, device=device)
     if threshold is not None:
-        detector.calibration = manual(threshold, detector.calibration)
+        detector.calibration = manual(threshold, detector.calibration, category)
     display = PredictDisplay()
     results = predict_files(detector, files, out, category=category, heatmaps=heatmaps, maps=maps)
     with progress_bar("predicting") as progress:
@@ -225,6 +240,29 @@ def predict(
     display.finish(out)
     if display.failed:
         raise typer.Exit(2)
+
+
+@app.command()
+def calibrate(
+    run: Run,
+    data: Annotated[Path, typer.Argument(help="Data set with good pictures, best unseen ones.")],
+    quantile: Annotated[
+        float, typer.Option(help="Share of the good scores at or below the threshold.")
+    ] = 0.99,
+    layout: LayoutName = "auto",
+    device: Device = "auto",
+) -> None:
+    """Set RUN's thresholds anew, on the good pictures of DATA."""
+    from mambaad.display import progress_bar
+    from mambaad.testing import calibrate_run
+
+    with progress_bar("calibrating") as progress:
+        found = calibrate_run(
+            run, data, quantile=quantile, layout=layout, device=device, progress=progress
+        )
+    for name, threshold in found.categories.items():
+        print(f"{name}: threshold {threshold.threshold:.4f} from {threshold.pictures} pictures")
+    print(f"wrote {run / 'calibration.json'}")
 
 
 @app.command()
@@ -325,12 +363,14 @@ def scans(
     from mambaad.drawing import draw_scans
     from mambaad.files import replacing
 
-    count = int(directions) if directions.isdigit() else directions
+    count = int(directions) if directions.isdecimal() else directions
     checked = ModelConfig.from_mapping({"scan": method, "directions": count})
     height, width = parse_size(size)
+    if min(height, width) < 1 or max(height, width) > 1024:
+        raise ConfigError(f"--size must be in 1..1024, got {size!r}")
     picture = draw_scans(method, checked.directions, height, width)
     with replacing(out) as temporary:
-        picture.save(temporary)
+        picture.save(temporary, format="PNG")
     print(f"wrote {out}")
 
 
@@ -353,7 +393,7 @@ def convert(
     )
     if left_out:
         print(f"left out, not part of the network ({len(left_out)}):", *left_out, sep="\n  ")
-    print(f"wrote {out}; it has no thresholds: predict with --threshold, or test it on your data")
+    print(f"wrote {out}; it has no thresholds: make them with mambaad calibrate {out} DATA")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ the tables ``[model]``, ``[data]`` and ``[train]``. The defaults are those of th
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -30,6 +29,12 @@ Precision = Literal["float32", "bf16"]
 
 TOTAL_STRIDE = 32
 """The encoder's last map has stride 16 and the bottleneck halves it once more."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of R, G, B on the 0..1 scale that the encoders were trained with."""
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of R, G, B on the 0..1 scale."""
 
 _T = TypeVar("_T", bound="_Table")
 
@@ -144,7 +149,7 @@ class ModelConfig(_Table):
                 f"got {self.scan!r}"
             )
         for method, count in self.scan.items():
-            if method not in methods or count not in (2, 4, 8):
+            if method not in methods or type(count) is not int or count not in (2, 4, 8):
                 raise ConfigError(
                     f"a hybrid scan maps names from {list(methods)} to 2, 4 or 8; "
                     f"got {method!r}: {count!r}"
@@ -189,9 +194,12 @@ class DataConfig(_Table):
     def __post_init__(self) -> None:
         self._set("root", str(self.root))
         _check_choice("layout", self.layout, Layout)
-        if isinstance(self.categories, str):
-            self._set("categories", (self.categories,))
-        self._set("categories", tuple(str(c) for c in self.categories))
+        names = self.categories
+        if isinstance(names, (str, int)):
+            names = (str(names),)
+        if not isinstance(names, Sequence) or not all(isinstance(n, (str, int)) for n in names):
+            raise ConfigError(f"categories must be a list of names, got {names!r}")
+        self._set("categories", tuple(str(n) for n in names))
         size = self.image_size
         pair = (size, size) if isinstance(size, int) else _integers("image_size", size)
         if len(pair) != 2 or min(pair) < TOTAL_STRIDE or any(s % TOTAL_STRIDE for s in pair):
@@ -231,7 +239,8 @@ class TrainConfig(_Table):
     """Largest L2 norm of the gradient; 0 turns clipping off."""
 
     decay_at: float = 0.8
-    """Share of the steps after which the rate is multiplied by ``decay_factor``, once."""
+    """Share of the epochs, rounded down but at least one, after which the rate is multiplied by
+    ``decay_factor``, once."""
 
     decay_factor: float = 0.1
     """What the rate is multiplied by."""
@@ -304,13 +313,12 @@ class Config:
         for name, value in settings.items():
             table, dot, key = name.partition(".")
             if not dot or table not in document:
-                raise ConfigError(
-                    f"a setting is named table.setting with table one of {sorted(document)}; "
-                    f"got {name!r}"
-                )
-            document[table][key] = value
-            if name == "model.scan" and isinstance(value, str):
+                known = f"table.setting with table one of {sorted(document)}"
+                raise ConfigError(f"a setting is named {known}; got {name!r}")
+            was_hybrid = isinstance(self.model.scan, Mapping)
+            if name == "model.scan" and isinstance(value, str) and was_hybrid:
                 document[table]["directions"] = settings.get("model.directions", 8)
+            document[table][key] = value
         return type(self).from_mapping(document)
 
 
@@ -351,13 +359,13 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) or isinstance(value, Mapping):
-        return dict(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return dict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if type(value) is not kind:
         raise ConfigError(f"{name} must be {kind.__name__}, got {value!r}")
 
 
@@ -375,10 +383,10 @@ def _check_range(
     low_open: bool = False,
     high_open: bool = False,
 ) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     inside = (
-        number
-        and low <= value <= high  # type: ignore[operator]
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and low <= value <= high
         and not (low_open and value == low)
         and not (high_open and value == high)
     )
@@ -388,10 +396,6 @@ def _check_range(
 
 
 def _integers(name: str, value: object) -> tuple[int, ...]:
-    if (
-        isinstance(value, str)
-        or not isinstance(value, Sequence)
-        or any(not isinstance(v, int) or isinstance(v, bool) for v in value)
-    ):
+    if not isinstance(value, (list, tuple)) or any(type(v) is not int for v in value):
         raise ConfigError(f"{name} must be a list of whole numbers, got {value!r}")
     return tuple(value)

@@ -22,7 +22,7 @@ from mambaad.model.decoder import lss_sizes
 from mambaad.model.encoder import read_state_dict
 from mambaad.scan import METHODS, direction_orders
 
-_UNUSED = re.compile(r"\.conv(1b3|1a3|33)\.|num_batches_tracked$")
+_DEAD_BRANCH = re.compile(r"\.conv(1b3|1a3|33)\.")
 _TABLE = re.compile(r"\.scans?\.(index|inverse)\w*$|index_flat")
 
 _NECK = {
@@ -142,9 +142,13 @@ def infer_config(state: Mapping[str, Tensor], scan: str | None = None) -> ModelC
     published = [lss_sizes(depth) for depth in depths]
     per_lss = same.pop() if sizes != published and len(same) == 1 else None
     prefix = "net_s.layers_up.0.blocks.0."
-    directions = state[f"{prefix}smm_blocks.0.self_attention.x_proj_weight"].shape[0]
+    scanned = f"{prefix}smm_blocks.0.self_attention.x_proj_weight"
+    fuse = next((k for k in sorted(state) if k.startswith(f"{prefix}finalconv11")), None)
+    if scanned not in state or fuse is None:
+        raise CheckpointError(f"the checkpoint lacks {scanned} or {prefix}finalconv11.weight")
+    directions = state[scanned].shape[0]
     kernels = [k for k in (1, 3, 5, 7) if f"{prefix}conv{k}{k}.0.weight" in state]
-    fused = next(v for k, v in state.items() if k.startswith(f"{prefix}finalconv11"))
+    fused = state[fuse.removesuffix("bias") + "weight" if fuse.endswith("bias") else fuse]
     unused = fused.shape[1] // fused.shape[0] - 1
     if 3 in kernels and len(kernels) > unused:
         kernels.remove(3)  # the dead branch of one published variant
@@ -217,7 +221,7 @@ def convert_file(path: Path, run: Path, scan: str | None = None) -> tuple[Config
     if (run / checkpoint.MODEL).exists() or (run / checkpoint.STATE).exists():
         raise CheckpointError(f"{run} holds a run already; choose another folder with --out")
     try:
-        state = read_state_dict(path)
+        state = {k.removeprefix("module."): v for k, v in read_state_dict(path).items()}
     except WeightsError as error:
         raise CheckpointError(str(error)) from error
     model_config, model, left_out = convert(state, scan)
@@ -252,7 +256,8 @@ def convert(
     filled: dict[str, Tensor] = {}
     left_out, misshapen = [], []
     for key, tensor in state.items():
-        if _UNUSED.search(key) or _TABLE.search(key):
+        dead = 3 not in config.kernels and _DEAD_BRANCH.search(key)
+        if dead or key.endswith("num_batches_tracked") or _TABLE.search(key):
             continue
         name = our_name(key)
         if name is None or name not in wanted:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -87,11 +89,11 @@ class TrainDisplay(Observer):
 
     def __exit__(self, *_: object) -> None:
         if self._line and not self._bars.console.is_terminal:
-            self._bars.console.print(self._line)
+            self._bars.console.print(self._line, highlight=False)
         self._bars.stop()
 
     def message(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False, soft_wrap=True)
+        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def progress(self, task: str, done: int, total: int) -> None:
         if task not in self._tasks:
@@ -133,7 +135,7 @@ class PredictDisplay:
         """Take in one result."""
         if isinstance(result, ImageError):
             self.failed += 1
-            Console(stderr=True).print(f"error: {result}", highlight=False, soft_wrap=True)
+            print(f"error: {result}", file=sys.stderr)
             return
         self.total += 1
         self.defective += bool(result.pred_label)
@@ -152,7 +154,12 @@ class PredictDisplay:
             level = "–" if p.threshold is None else f"{p.threshold:.4f}"
             box = ",".join(map(str, p.box))
             table.add_row(
-                str(p.image_path), p.category or "–", f"{p.pred_score:.4f}", level, decision, box
+                escape(str(p.image_path)),
+                escape(p.category or "–"),
+                f"{p.pred_score:.4f}",
+                level,
+                decision,
+                box,
             )
         show(table)
         decided = f", {self.defective} defective" if self._decides else ""
@@ -174,7 +181,7 @@ def metrics_table(evaluation: Evaluation) -> Table:
             _of(result.false_alarms, good),
             _of(result.misses, len(result.labels) - good),
         )
-        table.add_row(name, *_percents(result.report), *counts)
+        table.add_row(escape(name), *_percents(result.report), *counts)
     if len(evaluation.categories) > 1:
         table.add_section()
         table.add_row("mean", *_percents(evaluation.mean), "", "")
@@ -183,13 +190,14 @@ def metrics_table(evaluation: Evaluation) -> Table:
             r for f, r in result.report.reasons.items() if math.isnan(getattr(result.report, f))
         }
         if undefined:
-            table.caption = f"{table.caption or ''}{name}: {'; '.join(sorted(undefined))}\n"
+            reasons = escape(f"{name}: {'; '.join(sorted(undefined))}\n")
+            table.caption = f"{table.caption or ''}{reasons}"
     return table
 
 
 def show_check(result: CheckResult) -> None:
     """Print what ``mambaad check`` found."""
-    table = Table(title=f"{result.root} (layout {result.layout})")
+    table = Table(title=escape(f"{result.root} (layout {result.layout})"))
     for name in ("category", "train", "test good", "test defective", "masks", "defects"):
         table.add_column(name, justify="left" if name in ("category", "defects") else "right")
     for counts in result.categories:
@@ -214,12 +222,12 @@ def counts_row(counts: CategoryCounts) -> tuple[str, ...]:
     """One category's cells of the table of ``show_check``."""
     defects = ", ".join(f"{name} {n}" for name, n in counts.defects.items())
     return (
-        counts.category,
+        escape(counts.category),
         str(counts.train_good),
         str(counts.test_good),
         str(sum(counts.defects.values())),
         str(counts.masks),
-        defects or "–",
+        escape(defects) or "–",
     )
 
 

@@ -134,7 +134,7 @@ def fit(
     method: Method = model  # type: ignore[assignment]
     trainable = [p for p in model.parameters() if p.requires_grad]
     full_rate = optimizer.param_groups[0]["lr"]
-    decay_step = int(config.decay_at * config.epochs) * data.per_epoch
+    decay_step = max(1, int(config.decay_at * config.epochs)) * data.per_epoch
     limit = config.clip_norm or math.inf
     model.train()
     for index in range(start, config.epochs * data.per_epoch):
@@ -149,7 +149,7 @@ def fit(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(trainable, limit)
         if not bool(torch.isfinite(loss + norm)):
-            files = [data.store.paths[i].name for i in data.indices(index)]
+            files = ["/".join(data.store.paths[i].parts[-4:]) for i in data.indices(index)]
             raise TrainingError(
                 f"the loss is {loss.item():g} and the gradient's norm {norm.item():g} at step "
                 f"{index + 1}; the pictures of its batch: {', '.join(files)}. Try a lower "

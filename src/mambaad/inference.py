@@ -43,6 +43,25 @@ def picture_scores(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     return scores
 
 
+def score_pictures(
+    method: Method,
+    store: PictureStore,
+    device: torch.device,
+    *,
+    indices: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> list[float]:
+    """The scores of all pictures of a store, or of some.
+
+    Raises:
+        ImageError: At the first picture that cannot be read.
+    """
+    scores: list[float] = []
+    for _, _, maps in batches(method, store, device, indices=indices, progress=progress):
+        scores += picture_scores(maps).tolist()
+    return scores
+
+
 def batches(
     method: Method,
     store: PictureStore,

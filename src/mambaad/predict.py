@@ -24,6 +24,7 @@ from mambaad.calibrate import Calibration, load_calibration
 from mambaad.checkpoint import load_model, pick_device
 from mambaad.config import Config
 from mambaad.data import list_pictures, load_picture, picture_from_array, resize_picture
+from mambaad.data.layouts import MASK_NAMES
 from mambaad.errors import ConfigError, DatasetError, ImageError
 from mambaad.files import replacing
 from mambaad.heatmap import overlay, scale_top
@@ -80,12 +81,13 @@ class Prediction:
         """The hottest region in the picture's own pixels: left, top, right, bottom (exclusive).
 
         It is the connected region around the map's maximum that lies above the threshold or, where
-        the picture is below it or there is none, above half of the maximum.
+        the picture is below it or there is none, above the middle of the map's median and maximum.
         """
-        level = self.threshold if self.pred_label else self.pred_score / 2
-        regions, _ = ndimage.label(self.anomaly_map > (level or 0.0), np.ones((3, 3)))
+        middle = (float(np.median(self.anomaly_map)) + self.pred_score) / 2
+        level = self.threshold if self.pred_label and self.threshold is not None else middle
+        regions, _ = ndimage.label(self.anomaly_map > level, np.ones((3, 3)))
         peak = np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape)
-        if regions[peak] == 0:  # a map of zeros
+        if regions[peak] == 0:  # a flat map
             return 0, 0, self.picture_size[1], self.picture_size[0]
         rows, columns = ndimage.find_objects((regions == regions[peak]).astype(np.int8))[0]
         y, x = (p / m for p, m in zip(self.picture_size, self.anomaly_map.shape, strict=True))
@@ -222,8 +224,14 @@ class Detector:
         return next((f for f in reversed(folders) if f in self.calibration.categories), None)
 
 
-def find_pictures(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[tuple[Path, Path]]:
     """The pictures among files and folders, each with a name to put its outputs under.
+
+    Inside a folder, those in folders of masks (``masks``, ``ground_truth``) are left out.
+
+    Args:
+        paths: Files and folders.
+        leave_out: A folder whose pictures are left out: where the outputs go.
 
     Returns:
         Pairs (file, relative name without suffix); names are unique.
@@ -234,7 +242,12 @@ def find_pictures(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     found: list[tuple[Path, Path]] = []
     for path in paths:
         if path.is_dir():
-            inside = list_pictures(path)
+            inside = [
+                file
+                for file in list_pictures(path)
+                if not set(file.relative_to(path).parts[:-1]) & set(MASK_NAMES)
+                and (leave_out is None or not file.is_relative_to(leave_out))
+            ]
             if not inside:
                 raise DatasetError(f"no pictures in {path}")
             found += [(file, file.relative_to(path)) for file in inside]

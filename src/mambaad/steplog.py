@@ -24,7 +24,7 @@ class StepLog:
         self.seconds = seconds
         self._file: TextIO | None = None
         self._clock = time.monotonic()
-        self._board = _tensorboard(run) if tensorboard else None
+        self._board = _tensorboard(run, start) if tensorboard else None
         kept = []
         if start and self.path.is_file():
             lines = self.path.read_text("utf-8").splitlines()
@@ -72,11 +72,20 @@ def _step_of(line: str) -> float:
         return math.inf  # half a line, from the moment of the interruption
 
 
-def _tensorboard(run: Path) -> Any:
+def require_tensorboard() -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        ConfigError: If it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ConfigError(
             "TensorBoard is not installed: pip install 'mambaad[tensorboard]'"
         ) from error
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter
+
+
+def _tensorboard(run: Path, start: int) -> Any:
+    return require_tensorboard()(str(run / "tensorboard"), purge_step=start + 1 if start else None)

@@ -1,4 +1,4 @@
-"""What ``mambaad test`` does: load a run, evaluate it, write the numbers and the report."""
+"""What is done to a finished run: ``mambaad test`` and ``mambaad calibrate``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
-from mambaad.calibrate import load_calibration
+from mambaad.calibrate import QUANTILE, Calibration, calibrate, load_calibration, save_calibration
 from mambaad.checkpoint import load_model, pick_device, provenance
-from mambaad.data import fingerprint, read_dataset
+from mambaad.data import PictureStore, fingerprint, read_dataset
 from mambaad.data.cache import Progress
-from mambaad.errors import ConfigError
+from mambaad.errors import ConfigError, DatasetError
 from mambaad.evaluate import Evaluation, evaluate, save_evaluation
+from mambaad.inference import score_pictures
 from mambaad.metrics import Protocol
 from mambaad.report import write_report
 
@@ -76,3 +77,40 @@ def run_test(
     files = save_evaluation(folder, evaluation, about)
     files.append(write_report(run, evaluation, name=dataset.root.name, folder=folder))
     return evaluation, files
+
+
+def calibrate_run(
+    run: Path,
+    data: Path,
+    *,
+    quantile: float = QUANTILE,
+    layout: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> Calibration:
+    """Set a run's thresholds anew, on good pictures that it should not have been trained on.
+
+    Args:
+        run: The run folder; its ``calibration.json`` is replaced.
+        data: A data set; its good training pictures are used.
+        quantile: Share of their scores at or below the threshold, in (0, 1].
+        layout: Layout of the data set.
+        device: See ``pick_device``.
+        progress: Called with the number of pictures done and in all.
+
+    Raises:
+        MambaADError: ConfigError, CheckpointError or DatasetError.
+    """
+    if not 0 < quantile <= 1:
+        raise ConfigError(f"quantile must be in (0, 1], got {quantile}")
+    config, model = load_model(run)
+    target = pick_device(device)
+    samples = read_dataset(data, layout).select(split="train").samples
+    if not samples:
+        raise DatasetError(f"no good pictures in {data} to set thresholds on")
+    store = PictureStore([s.image for s in samples], config.data.image_size, "none")
+    scores = score_pictures(model.to(target), store, target, progress=progress)
+    names = [s.category for s in samples]
+    calibration = calibrate(scores, names, "good pictures given afterwards", quantile)
+    save_calibration(run, calibration)
+    return calibration

@@ -7,9 +7,13 @@ The last weights are the result: nothing is selected on test pictures.
 from __future__ import annotations
 
 import json
+import math
+import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 
 from mambaad import checkpoint
 from mambaad.calibrate import Source, calibrate, save_calibration
-from mambaad.config import Config
+from mambaad.config import TOTAL_STRIDE, Config
 from mambaad.data import (
     Dataset,
     PictureStore,
@@ -31,10 +35,10 @@ from mambaad.data import (
 from mambaad.data.tensors import FeatureStore, feature_bytes
 from mambaad.errors import CheckpointError, ConfigError, DatasetError
 from mambaad.fit import Batches, Step, build_optimizer, fit
-from mambaad.inference import batches, picture_scores
+from mambaad.inference import score_pictures
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
-from mambaad.steplog import StepLog
+from mambaad.steplog import StepLog, require_tensorboard
 
 HOLDOUT_SHARE = 0.1
 HOLDOUT_LEAST = 10
@@ -66,14 +70,13 @@ def train(
     tensorboard: bool = False,
     observer: Observer | None = None,
 ) -> MambaAD:
-    """Train on a data set and leave a run folder.
+    """Train on a data set, ``config.data.root``, and leave a run folder.
 
     Args:
-        config: All settings; ``config.data.root`` is the data set.
+        config: All settings.
         run: The run folder. It must not hold a run yet, unless ``resume``.
         encoder_weights: File of the encoder's weights; None downloads them.
-        resume: Continue an interrupted run with its own settings: on the same device the result is
-            the same to the bit as without the interruption.
+        resume: Continue an interrupted run; on the same device to the bit.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tensorboard: Also log to ``run/tensorboard``.
         observer: Told how it goes.
@@ -87,88 +90,139 @@ def train(
     """
     observer = observer or Observer()
     target = checkpoint.pick_device(device)
-    check_run_folder(run, resume)
+    check_run_folder(run, resume, tensorboard)
     dataset = read_dataset(config.data.root, config.data.layout, config.data.categories)
     chosen, held_out = split_holdout(dataset, config)
-    torch.manual_seed(config.train.seed)
-    model = build(config.model, loss_weight=config.train.loss_weight)
-    source = _encoder_weights(run, model, config, encoder_weights, resume)
+    model, source = _prepare_model(run, config, encoder_weights, resume, target)
     observer.message(f"encoder weights: {source}")
-    model.to(target)
-    size = min(config.train.batch_size, len(chosen))
+    size = _batch_size(config, len(chosen))
     optimizer = build_optimizer(model, config.train, size)
-    start, seconds = load_state(run, model, optimizer, config) if resume else (0, 0.0)
+    about = describe(dataset, len(chosen), len(held_out))
+    data_id = about["data_fingerprint"]
+    start, seconds = load_state(run, model, optimizer, config, data_id) if resume else (0, 0.0)
     data = prepare_batches(chosen, config, model, size, target, observer)
-    counts = {"training_pictures": len(chosen), "held_out_pictures": len(held_out)}
-    record = checkpoint.provenance(
-        config, target, encoder_weights=source, batch_size=size, **describe(dataset), **counts
-    )
+    aside = PictureStore([s.image for s in held_out], config.data.image_size)
+    aside.fill()  # now, so that an unreadable picture is found before the training
+    record = checkpoint.provenance(config, target, encoder_weights=source, batch_size=size, **about)
     checkpoint.save_config(run, config)
     checkpoint.save_provenance(run, record)
+
+    def save(step: int, seconds: float) -> None:
+        save_state(run, model, optimizer, make_note(config, data_id, step, seconds))
+
     steps = fit(model, data, optimizer, config.train, start=start)
     observer.begin(start, config.train.epochs * data.per_epoch, size)
     with StepLog(run, start, seconds, size, tensorboard) as log:
-        _run_steps(steps, log, run, model, optimizer, config, observer, start)
+        _run_steps(steps, log, save, config.train.checkpoint_minutes, observer, start)
     model.eval()
-    _calibrate(run, model, chosen, held_out, data.store, config, target, observer)
     checkpoint.save_model(run, model)
-    record["training_seconds"] = round(log.seconds, 1)
-    checkpoint.save_provenance(run, record)
+    _calibrate(run, model, chosen, held_out, data.store, aside, target, observer)
+    checkpoint.save_provenance(run, {**record, "training_seconds": round(log.seconds, 1)})
     (run / checkpoint.STATE).unlink(missing_ok=True)
     return model
 
 
-def _encoder_weights(
-    run: Path, model: MambaAD, config: Config, file: Path | None, resume: bool
-) -> str:
-    """Fill the encoder, unless the state to resume from will; say where its weights come from."""
+def _prepare_model(
+    run: Path, config: Config, file: Path | None, resume: bool, device: torch.device
+) -> tuple[MambaAD, str]:
+    """The network with its first weights, and where the encoder's come from.
+
+    When resuming, the state will fill all of them.
+    """
+    torch.manual_seed(config.train.seed)
+    model = build(config.model, loss_weight=config.train.loss_weight).to(device)
     if not resume:
-        return load_pretrained(model.encoder, config.model.encoder, file)
+        return model, load_pretrained(model.encoder, config.model.encoder, file)
     try:
         values = json.loads((run / checkpoint.PROVENANCE).read_text("utf-8"))
-        return str(values["encoder_weights"])
+        return model, str(values["encoder_weights"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot read {run / checkpoint.PROVENANCE}: {error}") from error
+
+
+def _batch_size(config: Config, pictures: int) -> int:
+    size = min(config.train.batch_size, pictures)
+    if size * math.prod(config.data.image_size) == TOTAL_STRIDE**2:
+        raise ConfigError(
+            f"a batch of one picture of {TOTAL_STRIDE} x {TOTAL_STRIDE} leaves BatchNorm a single "
+            "value: use a larger image_size, or more pictures in a batch"
+        )
+    return size
 
 
 def _run_steps(
     steps: Iterator[Step],
     log: StepLog,
-    run: Path,
-    model: MambaAD,
-    optimizer: torch.optim.AdamW,
-    config: Config,
+    save: Callable[[int, float], None],
+    minutes: float,
     observer: Observer,
     start: int,
 ) -> None:
-    """Take all steps, log them, save the state every so often, at the end and when interrupted."""
+    """Take all steps, log them, save the state every so often, at the end and when interrupted.
+
+    Ctrl-C waits for the end of the step: in the middle of one, statistics, random numbers and some
+    of the weights have moved already, and a state saved then could not be resumed to the bit.
+    """
     done, saved_at = start, time.monotonic()
-    try:
+    with _DeferredInterrupt() as interrupt:
         for step in steps:
             done = step.number
             log.write(step)
             observer.step(step)
-            if time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes:
-                save_state(run, model, optimizer, config, done, log.seconds)
+            if interrupt.asked:
+                save(done, log.seconds)
+                observer.message(f"interrupted after step {done}; the state is saved")
+                raise KeyboardInterrupt
+            if time.monotonic() - saved_at > 60 * minutes:
+                save(done, log.seconds)
                 saved_at = time.monotonic()
-    except KeyboardInterrupt:
-        save_state(run, model, optimizer, config, done, log.seconds)
-        observer.message(f"interrupted after step {done}; the state is saved in {run}")
-        raise
-    save_state(run, model, optimizer, config, done, log.seconds)
+    save(done, log.seconds)
 
 
-def describe(dataset: Dataset) -> dict[str, object]:
-    """What the record says of a data set."""
-    return {"data_fingerprint": fingerprint(dataset), "categories": list(dataset.categories)}
+class _DeferredInterrupt:
+    """While it is open, the first Ctrl-C sets ``asked``; a second one interrupts at once.
+
+    Signals reach the main thread only; in another one this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> _DeferredInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
-def check_run_folder(run: Path, resume: bool) -> None:
-    """Refuse to overwrite a run, or to resume what is not there.
+def describe(dataset: Dataset, training: int, held_out: int) -> dict[str, Any]:
+    """What the record says of the data."""
+    return {
+        "data_fingerprint": fingerprint(dataset),
+        "categories": list(dataset.categories),
+        "training_pictures": training,
+        "held_out_pictures": held_out,
+    }
+
+
+def check_run_folder(run: Path, resume: bool, tensorboard: bool = False) -> None:
+    """Refuse to overwrite a run, to resume what is not there, or to log where nothing can.
 
     Raises:
         CheckpointError: With what to do instead.
+        ConfigError: If TensorBoard is asked for and not installed.
     """
+    if tensorboard:
+        require_tensorboard()
     state, finished = (run / checkpoint.STATE).is_file(), (run / checkpoint.MODEL).is_file()
     if resume and not state:
         why = "its training is complete" if finished else f"there is no {checkpoint.STATE} in it"
@@ -252,53 +306,72 @@ def _calibrate(
     chosen: Sequence[Sample],
     held_out: Sequence[Sample],
     store: PictureStore,
-    config: Config,
+    aside: PictureStore,
     device: torch.device,
     observer: Observer,
 ) -> None:
+    """Thresholds: of a category's held-out pictures, or of its training pictures if it has none."""
+    apart = {s.category for s in held_out}
+    rest = [i for i, s in enumerate(chosen) if s.category not in apart]
+    scores = score_pictures(
+        model, aside, device, progress=lambda d, n: observer.progress("calibrating", d, n)
+    )
+    scores += score_pictures(
+        model, store, device, indices=rest,
+        progress=lambda d, n: observer.progress("calibrating the rest", d, n),
+    )  # fmt: skip
     source: Source = "held-out training pictures" if held_out else "training pictures"
-    samples = held_out or chosen
-    if held_out:
-        store = PictureStore([s.image for s in held_out], config.data.image_size, "none")
-    scores: list[float] = []
-    for _, _, maps in batches(
-        model, store, device, progress=lambda d, n: observer.progress("calibrating", d, n)
-    ):
-        scores += picture_scores(maps).tolist()
-    save_calibration(run, calibrate(scores, [s.category for s in samples], source))
+    if held_out and rest:
+        source = "held-out training pictures, or training pictures of categories with few"
+    names = [s.category for s in held_out] + [chosen[i].category for i in rest]
+    save_calibration(run, calibrate(scores, names, source))
+
+
+def make_note(config: Config, fingerprint: str, step: int, seconds: float) -> dict[str, Any]:
+    """What a state says of itself, beside its tensors."""
+    return {
+        "step": step,
+        "seconds": seconds,
+        "config": config.to_mapping(),
+        "data_fingerprint": fingerprint,
+    }
 
 
 def save_state(
-    run: Path,
-    model: nn.Module,
-    optimizer: torch.optim.AdamW,
-    config: Config,
-    step: int,
-    seconds: float,
+    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, about: dict[str, Any]
 ) -> None:
-    """Save all that the next step depends on: weights, statistics, optimiser, random state."""
+    """Save all that the next step depends on: weights, statistics, optimiser, random state.
+
+    Args:
+        about: From ``make_note``.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    note = {"step": step, "seconds": seconds, "config": config.to_mapping()}
-    checkpoint.save_tensors(run / checkpoint.STATE, tensors, note)
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    checkpoint.save_tensors(run / checkpoint.STATE, tensors, about)
 
 
 def load_state(
-    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: Config
+    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: Config, fingerprint: str
 ) -> tuple[int, float]:
     """Put back what ``save_state`` saved; the number of steps done and their seconds.
 
     Raises:
-        CheckpointError: If the file is damaged.
+        CheckpointError: If the file is damaged, or the pictures are not those of the run.
         ConfigError: If the settings are not those of the run.
     """
-    tensors, note = checkpoint.load_tensors(run / checkpoint.STATE)
-    if note.get("config") != json.loads(json.dumps(config.to_mapping())):
+    tensors, about = checkpoint.load_tensors(run / checkpoint.STATE)
+    if about.get("config") != json.loads(json.dumps(config.to_mapping())):
         raise ConfigError(f"the settings differ from those {run} began with; resume without any")
+    if about.get("data_fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"the pictures have changed since {run} began: files were added, removed, renamed or "
+            "rewritten. Put them back, or train anew in another folder"
+        )
     by_part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
@@ -311,6 +384,7 @@ def load_state(
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     torch.set_rng_state(by_part["random"]["cpu"])
-    if torch.cuda.is_available() and "cuda" in by_part["random"]:
-        torch.cuda.set_rng_state(by_part["random"]["cuda"])
-    return int(note["step"]), float(note["seconds"])
+    device = next(model.parameters()).device
+    if device.type == "cuda" and "cuda" in by_part["random"]:
+        torch.cuda.set_rng_state(by_part["random"]["cuda"], device)
+    return int(about["step"]), float(about["seconds"])

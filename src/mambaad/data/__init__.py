@@ -7,11 +7,10 @@ an array, ``cache`` keeps arrays between epochs, ``memory`` says where there is 
 
 from __future__ import annotations
 
+from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.data.cache import PictureStore, cache_folder, fingerprint
 from mambaad.data.check import CategoryCounts, CheckResult, Problem, check_dataset
 from mambaad.data.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     PICTURE_SUFFIXES,
     load_mask,
     load_picture,

@@ -27,12 +27,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mambaad.errors import ImageError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of R, G, B on the 0..1 scale that the encoders were trained with."""
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of R, G, B on the 0..1 scale."""
-
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings, in lower case, of the files that are taken for pictures."""
 

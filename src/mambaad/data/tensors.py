@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.data.cache import PictureStore, Progress
-from mambaad.data.images import IMAGENET_MEAN, IMAGENET_STD
 
 Encode = Callable[[Tensor], Sequence[Tensor]]
 

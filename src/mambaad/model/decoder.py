@@ -103,7 +103,8 @@ class Decoder(nn.Module):
         key = (height, width, device)
         if key not in self._tables:
             table = direction_orders(self.config.scan, self.config.directions, height, width)
-            self._tables[key] = torch.from_numpy(table).to(device)
+            with torch.inference_mode(False):  # so that a later training can use the table too
+                self._tables[key] = torch.from_numpy(table).to(device)
         return self._tables[key]
 
 

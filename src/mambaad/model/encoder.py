@@ -10,7 +10,7 @@ timm is imported when an encoder is built, not before: it is slow to import.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.errors import ConfigError, WeightsError
 
 STRIDES = (4, 8, 16)
+PROBE = (64, 96)
+"""Height and width of the picture that an encoder is tried with when it is built."""
 
 PUBLISHED_TAGS = {
     "resnet18": "resnet18.tv_in1k",
@@ -39,12 +42,34 @@ class FrozenEncoder(nn.Module):
     Args:
         body: Module that returns three maps, strides 4, 8 and 16.
         channels: Their channels, finest first.
+        mean: What the body was trained to have subtracted from pictures in 0..1, by colour.
+        std: What it was trained to have them divided by.
+        channels_last: Whether the body returns (B, H, W, C).
     """
 
-    def __init__(self, body: nn.Module, channels: tuple[int, int, int]) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        channels: tuple[int, int, int],
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         self.body = body.requires_grad_(False).eval()
         self.channels = channels
+        self.channels_last = channels_last
+        # pictures come normalised as ImageNet's; this takes them to the body's own normalisation
+        ours_mean, ours_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        own_std = torch.tensor(tuple(std))
+        shift = (ours_mean - torch.tensor(tuple(mean))) / own_std
+        self.rescale = tuple(mean) != IMAGENET_MEAN or tuple(std) != IMAGENET_STD
+        self.register_buffer("scale", (ours_std / own_std).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> FrozenEncoder:  # noqa: ARG002 - torch's signature
         """Stays in evaluation mode, so that BatchNorm keeps the statistics it came with."""
@@ -53,7 +78,8 @@ class FrozenEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         """Args: images (B, 3, H, W). Returns: three (B, C_i, H / stride_i, W / stride_i)."""
-        return list(self.body(images))
+        maps = self.body(images * self.scale + self.shift if self.rescale else images)
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
 
 
 def build_encoder(name: str) -> FrozenEncoder:
@@ -71,13 +97,30 @@ def build_encoder(name: str) -> FrozenEncoder:
         raise ConfigError(f"encoder {name!r} is not a timm model; near: {near or 'none'}")
     try:
         strides = timm.create_model(name, features_only=True).feature_info.reduction()
-        indices = [strides.index(stride) for stride in STRIDES]
-        body = timm.create_model(name, features_only=True, out_indices=indices)
-    except (RuntimeError, ValueError, AttributeError, AssertionError) as error:
+        indices = [strides.index(stride) for stride in STRIDES if stride in strides]
+        body = timm.create_model(name, features_only=True, out_indices=indices).eval()
+        with torch.inference_mode():
+            shapes = [tuple(m.shape[1:]) for m in body(torch.zeros(1, 3, *PROBE))]
+    except (RuntimeError, ValueError, AttributeError, AssertionError, TypeError) as error:
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"encoder {name!r} cannot be used: {cause}") from error
+    channels = tuple(body.feature_info.channels())
+    sizes = [(PROBE[0] // stride, PROBE[1] // stride) for stride in STRIDES]
+    first = [(c, *size) for c, size in zip(channels, sizes, strict=False)]
+    last = [(*size, c) for c, size in zip(channels, sizes, strict=False)]
+    if len(shapes) != len(STRIDES) or shapes not in (first, last):
         raise ConfigError(
-            f"encoder {name!r} has no feature maps at strides {list(STRIDES)}: {error}"
-        ) from error
-    return FrozenEncoder(body, tuple(body.feature_info.channels()))
+            f"encoder {name!r} has no feature maps at strides {list(STRIDES)}: it has them at "
+            f"{strides}, and a picture of {PROBE} gives {shapes}"
+        )
+    trained = timm.get_pretrained_cfg(PUBLISHED_TAGS.get(name, name), allow_unregistered=True)
+    return FrozenEncoder(
+        body,
+        channels,
+        mean=IMAGENET_MEAN if trained is None else trained.mean,
+        std=IMAGENET_STD if trained is None else trained.std,
+        channels_last=shapes == last and shapes != first,
+    )
 
 
 def import_timm() -> Any:
