@@ -140,14 +140,20 @@ def test_channels_last_maps_are_turned() -> None:
 
 
 def test_pictures_are_normalised_as_the_encoder_was_trained() -> None:
-    """resnetv2_50 wants mean and deviation 0.5; pictures come with ImageNet's."""
-    encoder = build_encoder("resnetv2_50")
-    grey = torch.rand(1, 3, 64, 64)
-    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    for found, wanted in zip(
-        encoder((grey - mean) / std), encoder.body((grey - 0.5) / 0.5), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    """Pictures come with ImageNet's mean and deviation; some encoders want others."""
+
+    class Echo(nn.Module):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [images] * 3
+
+    picture = torch.rand(1, 3, 8, 8)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    half = FrozenEncoder(Echo(), (3, 3, 3), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    torch.testing.assert_close(half((picture - mean) / std)[0], (picture - 0.5) / 0.5)
+    same = (picture - mean) / std
+    assert torch.equal(FrozenEncoder(Echo(), (3, 3, 3))(same)[0], same)
+    assert build_encoder("resnetv2_50").rescale  # trained with 0.5
+    assert not build_encoder("resnet18").rescale
 
 
 def test_import_timm_twice() -> None:

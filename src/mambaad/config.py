@@ -2,8 +2,8 @@
 
 ``ModelConfig`` says what network to build, ``DataConfig`` which pictures it sees and how they are
 prepared, ``TrainConfig`` how it learns. ``Config`` holds the three; on disk it is a TOML file with
-the tables ``[model]``, ``[data]`` and ``[train]``. The defaults are those of the published code
-(MambaAD, arXiv 2404.06564, and its configuration files), apart from the number of epochs.
+the tables ``[model]``, ``[data]`` and ``[train]``. The defaults are the published code's (MambaAD,
+arXiv 2404.06564) but for the number of epochs.
 """
 
 from __future__ import annotations
