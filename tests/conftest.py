@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 # Beside other programs on the same cores, torch's waiting threads make small tensors ten times
-# slower unless they sleep. OpenMP reads this once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# slower unless they soon sleep. OpenMP reads this once, when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from mambaad.config import Config
 from mambaad.data.synthetic import synthesize

@@ -37,9 +37,9 @@ ImageSize = Annotated[
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 a mistake that the message explains, 130 stopped."""
-    # Idle threads sleep instead of spinning: two thread pools (torch's and numba's) take turns,
-    # and on a machine with other work a spinning one starves the other. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Idle threads soon sleep instead of spinning on: two thread pools (torch's and numba's) take
+    # turns, and beside other work a spinning one starves the other. Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         app(arguments, prog_name="mambaad")
     except MambaADError as error:

@@ -2,8 +2,7 @@
 
 ``ModelConfig`` says what network to build, ``DataConfig`` which pictures it sees and how they are
 prepared, ``TrainConfig`` how it learns. ``Config`` holds the three; on disk it is a TOML file with
-the tables ``[model]``, ``[data]`` and ``[train]``. The defaults are the published code's (MambaAD,
-arXiv 2404.06564) but for the number of epochs.
+a table for each. The defaults are the published code's (arXiv 2404.06564) but for the epochs.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ SETTINGS = {
     "data.image_size": [128, 128],
     "train.epochs": 8,
 }
-SIZE, TRAIN, GOOD, DEFECTIVE = 128, 48, 16, 16
+SIZE, TRAIN, GOOD, DEFECTIVE = 128, 40, 16, 16
 
 
 @dataclass(frozen=True)
