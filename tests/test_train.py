@@ -97,18 +97,20 @@ def test_other_settings_cannot_be_resumed_with(tiny_config: Config, tmp_path: Pa
 
 def test_holdout_is_drawn_by_category_and_seed(tiny_config: Config, tiny_data: Path) -> None:
     dataset = read_dataset(tiny_data)
-    many = replace(dataset, samples=dataset.samples * 4)  # 24 training pictures a category
+    many = replace(dataset, samples=dataset.samples * 6)  # 36 training pictures a category
     none = split_holdout(many, tiny_config)
-    assert (len(none[0]), len(none[1])) == (48, 0)  # the MVTec layout holds none out by itself
+    assert (len(none[0]), len(none[1])) == (72, 0)  # the MVTec layout holds none out by itself
     config = tiny_config.override({"data.holdout": 0.25})
     chosen, held_out = split_holdout(many, config)
-    assert [s.category for s in held_out] == ["metal"] * 6 + ["wood"] * 6
-    assert len(chosen) == 36
+    assert [s.category for s in held_out] == ["metal"] * 9 + ["wood"] * 9
+    assert len(chosen) == 54
     assert split_holdout(many, config) == (chosen, held_out)
     other = config.override({"train.seed": 1})
     assert split_holdout(many, other)[1] != held_out
+    few = replace(dataset, samples=dataset.samples * 4, layout="folder")
+    assert split_holdout(few, tiny_config)[1] == []  # a tenth of 24 would be two
     folder = replace(many, layout="folder")
-    assert len(split_holdout(folder, tiny_config)[1]) == 4  # a tenth of 24, twice
+    assert len(split_holdout(folder, tiny_config)[1]) == 8  # a tenth of 36, twice
 
 
 def test_held_out_pictures_make_the_thresholds(tiny_config: Config, tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ class DataConfig(_Table):
 
     holdout: float | Literal["auto"] = "auto"
     """Share of the good training pictures kept out of training to set thresholds on. ``auto``: a
-    tenth for the ``folder`` layout, none for a benchmark's, whose protocol trains on all."""
+    tenth for the ``folder`` layout, none for a benchmark's, whose protocol trains on all. A
+    category keeps all its pictures where the share would be fewer than three."""
 
     def __post_init__(self) -> None:
         self._set("root", str(self.root))
@@ -238,8 +239,7 @@ class TrainConfig(_Table):
     """Largest L2 norm of the gradient; 0 turns clipping off."""
 
     decay_at: float = 0.8
-    """Share of the epochs, rounded down but at least one, after which the rate is multiplied by
-    ``decay_factor``, once."""
+    """Share of the epochs (at least one) after which ``decay_factor`` multiplies the rate."""
 
     decay_factor: float = 0.1
     """What the rate is multiplied by."""

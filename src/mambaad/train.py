@@ -41,7 +41,8 @@ from mambaad.model.encoder import load_pretrained
 from mambaad.steplog import StepLog, require_tensorboard
 
 HOLDOUT_SHARE = 0.1
-HOLDOUT_LEAST = 10
+HOLDOUT_LEAST = 3
+"""Held-out pictures of a category; fewer say less of new pictures than the training ones do."""
 
 
 class Observer:
@@ -237,8 +238,8 @@ def check_run_folder(run: Path, resume: bool, tensorboard: bool = False) -> None
 def split_holdout(dataset: Dataset, config: Config) -> tuple[list[Sample], list[Sample]]:
     """Training pictures, and those held out of training to set thresholds on.
 
-    Of each category a share is held out, drawn with the run's seed; a category with fewer than
-    ten training pictures keeps them all.
+    Of each category a share is held out, drawn with the run's seed; a category of which that
+    would be fewer than three pictures keeps them all.
 
     Raises:
         DatasetError: If there is no training picture.
@@ -254,7 +255,8 @@ def split_holdout(dataset: Dataset, config: Config) -> tuple[list[Sample], list[
     chosen, held_out = [], []
     for category in dataset.categories:
         own = [s for s in samples if s.category == category]
-        count = round(share * len(own)) if len(own) >= HOLDOUT_LEAST else 0
+        count = round(share * len(own))
+        count = count if count >= HOLDOUT_LEAST else 0
         rng = np.random.default_rng([config.train.seed, crc32(category.encode())])
         drawn = set(rng.permutation(len(own))[:count].tolist())
         held_out += [s for i, s in enumerate(own) if i in drawn]
