@@ -41,11 +41,12 @@ def test_defaults_are_the_published_ones() -> None:
         ({"depths": (True, 4, 6, 3)}, "depths must be a list of whole numbers"),
         ({"depths": "3463"}, "depths must be a list of whole numbers"),
         ({"scan": "peano"}, "scan must be one of"),
-        ({"scan": {}}, "scan must be one of"),
-        ({"scan": 3}, "scan must be one of"),
+        ({"scan": {}}, "scan must be a name or a mapping"),
+        ({"scan": 3}, "scan must be a name or a mapping"),
+        ({"scan": {"zigzag": 4}, "directions": 2}, "a hybrid scan has its own counts"),
         ({"scan": {"peano": 2}}, "a hybrid scan maps names"),
         ({"scan": {"hilbert": 3}}, "a hybrid scan maps names"),
-        ({"scan": {"hilbert": 8, "zigzag": 8, "sweep": 2}}, "at most 16 directions in all; got 18"),
+        ({"scan": {"hilbert": 8, "zigzag": 8, "sweep": 2}}, "16 in all; got 18"),
         ({"directions": 6}, "directions must be 2, 4, 8 or 'distinct'; got 6"),
         ({"hss_per_lss": 2}, "hss_per_lss must divide every depth; got 2"),
         ({"hss_per_lss": 0}, "hss_per_lss must divide every depth; got 0"),
@@ -143,6 +144,23 @@ def test_unknown_keys_are_named() -> None:
 SCANS = st.sampled_from(["sweep", "scan", "zorder", "zigzag", "hilbert"])
 
 
+@pytest.mark.parametrize(
+    ("before", "change", "directions"),
+    [
+        ({"directions": 4}, {"model.scan": "zigzag"}, 4),
+        ({"directions": 4}, {"model.scan": {"zigzag": 2, "sweep": 4}}, 6),
+        ({"scan": {"zigzag": 2, "sweep": 4}}, {"model.scan": "hilbert"}, 8),
+        ({"scan": {"zigzag": 2}}, {"model.scan": "scan", "model.directions": 4}, 4),
+        ({"scan": {"zigzag": 2, "sweep": 4}}, {"train.epochs": 3}, 6),
+    ],
+)
+def test_directions_follow_the_kind_of_scan(
+    before: dict[str, Any], change: dict[str, Any], directions: int
+) -> None:
+    config = Config.from_mapping({"model": before}).override(change)
+    assert config.model.directions == directions
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     model=st.builds(
@@ -150,7 +168,6 @@ SCANS = st.sampled_from(["sweep", "scan", "zorder", "zigzag", "hilbert"])
         encoder=st.sampled_from(["resnet18", "filterbank"]),
         depths=st.tuples(*[st.integers(1, 9)] * 4),
         scan=SCANS | st.dictionaries(SCANS, st.sampled_from([2, 4]), min_size=1, max_size=4),
-        directions=st.sampled_from([2, 4, 8, "distinct"]),
         hss_per_lss=st.sampled_from([None, 1]),
         kernels=st.sets(st.sampled_from([1, 3, 5, 7]), min_size=1).map(tuple),
         branches=st.sampled_from(["both", "local", "global"]),

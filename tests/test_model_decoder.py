@@ -134,7 +134,7 @@ def test_options_change_the_network() -> None:
         {"branches": "global", "kernels": ()},
         {"depths": (2, 2, 2, 2), "hss_per_lss": 1},
         {"depths": (5, 1, 1, 7)},
-        {"scan": {"zigzag": 2, "hilbert": 4}},
+        {"scan": {"zigzag": 2, "hilbert": 4}, "directions": 6},
         {"scan": "zorder", "directions": "distinct"},
     ],
     ids=str,

@@ -142,20 +142,19 @@ class ModelConfig(_Table):
                     f"directions must be 2, 4, 8 or 'distinct'; got {self.directions!r}"
                 )
             return
+        expected = f"a hybrid scan maps names from {list(methods)} to 2, 4 or 8, 16 in all"
         if not isinstance(self.scan, Mapping) or not self.scan:
-            raise ConfigError(
-                f"scan must be one of {list(methods)} or a mapping from those to 2, 4 or 8; "
-                f"got {self.scan!r}"
-            )
+            raise ConfigError(f"scan must be a name or a mapping: {expected}; got {self.scan!r}")
         for method, count in self.scan.items():
             if method not in methods or type(count) is not int or count not in (2, 4, 8):
-                raise ConfigError(
-                    f"a hybrid scan maps names from {list(methods)} to 2, 4 or 8; "
-                    f"got {method!r}: {count!r}"
-                )
+                raise ConfigError(f"{expected}; got {method!r}: {count!r}")
         total = sum(self.scan.values())
         if total > 16:
-            raise ConfigError(f"a hybrid scan has at most 16 directions in all; got {total}")
+            raise ConfigError(f"{expected}; got {total}")
+        if self.directions not in (8, total):  # 8 is what it is when nobody sets it
+            raise ConfigError(
+                f"a hybrid scan has its own counts; got directions={self.directions!r}"
+            )
         self._set("scan", dict(self.scan))
         self._set("directions", total)
 
@@ -314,9 +313,9 @@ class Config:
             if not dot or table not in document:
                 known = f"table.setting with table one of {sorted(document)}"
                 raise ConfigError(f"a setting is named {known}; got {name!r}")
-            was_hybrid = isinstance(self.model.scan, Mapping)
-            if name == "model.scan" and isinstance(value, str) and was_hybrid:
-                document[table]["directions"] = settings.get("model.directions", 8)
+            hybrid = isinstance(value, Mapping) or isinstance(self.model.scan, Mapping)
+            if name == "model.scan" and hybrid and "model.directions" not in settings:
+                document[table].pop("directions", None)  # it went with the other kind of scan
             document[table][key] = value
         return type(self).from_mapping(document)
 
