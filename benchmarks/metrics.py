@@ -17,12 +17,11 @@ import multiprocessing
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
+from machine import commit
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
@@ -121,18 +120,6 @@ def measure(metric_set: str, count: int, size: int, repeats: int) -> list[str]:
         *(metric_set, str(count), str(size), anomalous),
         *(*numbers, f"{peak_mb() - before:.0f}"),
     ]
-
-
-def commit() -> str:
-    """The short commit of this checkout, or ``unknown``."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def main() -> None:

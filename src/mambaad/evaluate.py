@@ -292,9 +292,9 @@ def _scores_csv(evaluation: Evaluation) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["image_path", "category", "label_index", "defect", "pred_score", "pred_label"])
     for name, result in evaluation.categories.items():
-        for path, label, defect, value in zip(
-            result.paths, result.labels, result.defects, result.scores, strict=True
+        for path, label, defect, value, above in zip(
+            result.paths, result.labels, result.defects, result.scores, result.above, strict=True
         ):
-            decided = "" if result.threshold is None else int(float(value) > result.threshold)
+            decided = "" if result.threshold is None else int(above)
             rows.writerow([path, name, label, defect, repr(float(value)), decided])
     return text.getvalue()

@@ -170,38 +170,43 @@ class Detector:
             ValueError: If an array is none of the above.
             ConfigError: If the run has no such category.
         """
+        self.check_category(category)
         if isinstance(source, (str, Path, np.ndarray)):
-            return self._predict_batch([source], category)[0]
+            return self.score_pictures([_read(source)], [_path(source)], category)[0]
         sources = list(source)
         return [
             prediction
             for start in range(0, len(sources), BATCH_SIZE)
-            for prediction in self._predict_batch(sources[start : start + BATCH_SIZE], category)
+            for prediction in self.score_pictures(
+                [_read(s) for s in sources[start : start + BATCH_SIZE]],
+                [_path(s) for s in sources[start : start + BATCH_SIZE]],
+                category,
+            )
         ]
 
-    def _predict_batch(
-        self, sources: Sequence[Path | str | Picture], category: str | None
+    def score_pictures(
+        self,
+        pictures: Sequence[NDArray[np.uint8]],
+        paths: Sequence[Path | None],
+        category: str | None,
     ) -> list[Prediction]:
-        self.check_category(category)
+        """Score pictures that are read already, as one batch.
+
+        Args:
+            pictures: uint8, (H, W, 3) each, of any sizes.
+            paths: Their files, where they have one.
+            category: See ``predict``; it is not checked here.
+        """
         size = self.config.data.image_size
-        prepared = np.empty((len(sources), *size, 3), np.uint8)
-        sizes = []
-        for i, source in enumerate(sources):
-            picture = (
-                picture_from_array(source)
-                if isinstance(source, np.ndarray)
-                else load_picture(Path(source))
-            )
-            sizes.append((picture.shape[0], picture.shape[1]))
-            prepared[i] = resize_picture(picture, size)
+        prepared = np.stack([resize_picture(picture, size) for picture in pictures])
         maps = anomaly_maps(self.model, prepared, self.device)
         predictions = []
-        for source, own_size, value, score in zip(
-            sources, sizes, maps, picture_scores(maps), strict=True
+        for picture, path, value, score in zip(
+            pictures, paths, maps, picture_scores(maps), strict=True
         ):
-            path = None if isinstance(source, np.ndarray) else Path(source)
             name = category or self._category_of(path)
             threshold = None if self.calibration is None else self.calibration.threshold(name)
+            own_size = (picture.shape[0], picture.shape[1])
             predictions.append(Prediction(path, name, float(score), threshold, value, own_size))
         return predictions
 
@@ -222,6 +227,16 @@ class Detector:
             return next(iter(self.calibration.categories))
         folders = path.absolute().parts[:-1]
         return next((f for f in reversed(folders) if f in self.calibration.categories), None)
+
+
+def _read(source: Path | str | Picture) -> NDArray[np.uint8]:
+    if isinstance(source, np.ndarray):
+        return picture_from_array(source)
+    return load_picture(Path(source))
+
+
+def _path(source: Path | str | Picture) -> Path | None:
+    return None if isinstance(source, np.ndarray) else Path(source)
 
 
 def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[tuple[Path, Path]]:
@@ -304,25 +319,20 @@ def predict_files(
         rows.writeheader()
         for file, name in files:
             try:
-                prediction = detector.predict(file, category=category)
+                picture = load_picture(file)
             except ImageError as error:
                 yield error
                 continue
+            prediction = detector.score_pictures([picture], [file], category)[0]
             values = prediction.as_dict()
             rows.writerow(values)
             jsonl_file.write(json.dumps(values) + "\n")
             if heatmaps:
-                _write_heatmap(out / "heatmaps" / f"{name}.jpg", prediction, detector.scale_top)
+                drawn = overlay(picture, prediction.anomaly_map, detector.scale_top)
+                with replacing(out / "heatmaps" / f"{name}.jpg") as temporary:
+                    Image.fromarray(drawn).save(temporary, quality=92)
             if maps:
                 target = out / "maps" / f"{name}.npy"
                 with replacing(target) as temporary:
                     np.save(temporary, prediction.anomaly_map)
             yield prediction
-
-
-def _write_heatmap(target: Path, prediction: Prediction, top: float) -> None:
-    if prediction.image_path is None:
-        raise ValueError("a heat map needs the picture's file")
-    picture = load_picture(prediction.image_path)
-    with replacing(target) as temporary:
-        Image.fromarray(overlay(picture, prediction.anomaly_map, top)).save(temporary, quality=92)
