@@ -153,22 +153,3 @@ def device_name(device: torch.device) -> str:
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is one; anything else is torch's name of a device.
-
-    Raises:
-        ConfigError: If torch does not know the name, or the device is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {name!r} cannot be used: {cause}. Use auto, cpu or cuda:N."
-        ) from error
-    return device

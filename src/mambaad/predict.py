@@ -21,10 +21,11 @@ from PIL import Image
 from scipy import ndimage
 
 from mambaad.calibrate import Calibration, load_calibration
-from mambaad.checkpoint import load_model, pick_device
+from mambaad.checkpoint import load_model
 from mambaad.config import Config
 from mambaad.data import list_pictures, load_picture, picture_from_array, resize_picture
 from mambaad.data.layouts import MASK_NAMES
+from mambaad.devices import pick_device
 from mambaad.errors import ConfigError, DatasetError, ImageError
 from mambaad.files import replacing
 from mambaad.heatmap import overlay, scale_top

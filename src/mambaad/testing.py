@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import cast, get_args
 
 from mambaad.calibrate import QUANTILE, Calibration, calibrate, load_calibration, save_calibration
-from mambaad.checkpoint import load_model, pick_device, provenance
+from mambaad.checkpoint import load_model, provenance
 from mambaad.data import PictureStore, fingerprint, read_dataset
 from mambaad.data.cache import Progress
+from mambaad.devices import pick_device
 from mambaad.errors import ConfigError, DatasetError
 from mambaad.evaluate import Evaluation, evaluate, save_evaluation
 from mambaad.inference import score_pictures

@@ -33,6 +33,7 @@ from mambaad.data import (
     read_dataset,
 )
 from mambaad.data.tensors import FeatureStore, feature_bytes
+from mambaad.devices import pick_device
 from mambaad.errors import CheckpointError, ConfigError, DatasetError
 from mambaad.fit import Batches, Step, build_optimizer, fit
 from mambaad.inference import score_pictures
@@ -90,7 +91,7 @@ def train(
         KeyboardInterrupt: Passed on, after the state has been saved.
     """
     observer = observer or Observer()
-    target = checkpoint.pick_device(device)
+    target = pick_device(device)
     check_run_folder(run, resume, tensorboard)
     dataset = read_dataset(config.data.root, config.data.layout, config.data.categories)
     chosen, held_out = split_holdout(dataset, config)

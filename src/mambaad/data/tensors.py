@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -25,10 +26,29 @@ def to_tensor(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
     Returns:
         float32, (B, 3, H, W).
     """
-    raw = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
-    return (raw / 255 - mean) / std
+    return normalise(torch.from_numpy(pictures).to(device))
+
+
+def normalise(pictures: Tensor) -> Tensor:
+    """Normalise pictures with ImageNet's mean and deviation, on the device where they are.
+
+    Nothing is copied from the host, so a CUDA graph can hold it.
+
+    Args:
+        pictures: uint8, (B, H, W, 3).
+
+    Returns:
+        float32, (B, 3, H, W).
+    """
+    mean, std = _imagenet(pictures.device)
+    return (pictures.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):  # so that training can use what prediction made first
+        mean = torch.tensor(IMAGENET_MEAN, device=device).view(3, 1, 1)
+        return mean, torch.tensor(IMAGENET_STD, device=device).view(3, 1, 1)
 
 
 class FeatureStore:

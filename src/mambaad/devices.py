@@ -1,0 +1,53 @@
+"""Where the network runs, and in which precision."""
+
+from __future__ import annotations
+
+import torch
+
+from mambaad.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes CUDA where there is one; anything else is torch's name of a device.
+
+    Raises:
+        ConfigError: If torch does not know the name, or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {name!r} cannot be used: {cause}. Use auto, cpu or cuda:N."
+        ) from error
+    return device
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``float32`` or ``bf16``; ``auto`` is bf16 on a CUDA device that has it, else float32.
+
+    Raises:
+        ConfigError: If ``precision`` is none of the three.
+    """
+    if precision not in ("auto", "float32", "bf16"):
+        raise ConfigError(f"precision must be auto, float32 or bf16, got {precision!r}")
+    if precision != "auto":
+        return precision
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has_bf16 else "float32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which matrix products and convolutions run in the precision asked for.
+
+    The scan's state, norms' statistics and losses stay in float32 in either.
+
+    Args:
+        precision: ``auto``, ``float32`` or ``bf16``; see ``resolve_precision``.
+        device: Where the network is.
+    """
+    enabled = resolve_precision(precision, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -1,0 +1,46 @@
+"""Devices and precisions by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mambaad.devices import autocast, pick_device, resolve_precision
+from mambaad.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta:x"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used"):
+        pick_device(name)
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert pick_device("auto").type in ("cpu", "cuda")
+    assert pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [("auto", "float32"), ("bf16", "bf16"), ("float32", "float32")]
+)
+def test_precision_on_the_cpu(asked: str, found: str) -> None:
+    assert resolve_precision(asked, CPU) == found
+
+
+def test_a_precision_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be auto, float32 or bf16, got 'half'"):
+        resolve_precision("half", CPU)
+
+
+def test_auto_is_bf16_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_it, found in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda _=has_it, **__: _)
+        assert resolve_precision("auto", torch.device("cuda")) == found
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("auto", torch.float)])
+def test_autocast_is_the_precision_of_a_matrix_product(precision: str, dtype: torch.dtype) -> None:
+    with autocast(precision, CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
