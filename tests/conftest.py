@@ -11,6 +11,12 @@ import pytest
 # slower unless they soon sleep. OpenMP reads this once, when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
+import torch
+
+# Triton's kernels run in its interpreter where there is no GPU. Read when they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from mambaad.config import Config
 from mambaad.data.synthetic import synthesize
 from mambaad.train import train

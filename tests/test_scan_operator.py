@@ -102,7 +102,7 @@ def test_float64_keeps_its_precision() -> None:
     [
         (CPU, torch.float32, "numba"),
         (CPU, torch.float64, "reference"),
-        (CUDA, torch.float32, "torch"),
+        (CUDA, torch.float32, "triton"),
         (CUDA, torch.float64, "torch"),
     ],
 )
@@ -125,7 +125,9 @@ def test_a_named_backend_runs_or_raises() -> None:
         cross_scan(*wide, backend="numba")
     with pytest.raises(BackendError, match=r"backend='numba' needs float32.*on cuda"):
         resolve_backend("numba", CUDA, torch.float32)
-    with pytest.raises(BackendError, match=r"backend must be one of \['auto', 'numba'.*got 'cuda'"):
+    with pytest.raises(
+        BackendError, match=r"backend must be one of \['auto', 'triton', 'numba'.*got 'cuda'"
+    ):
         cross_scan(*wide, backend="cuda")  # type: ignore[arg-type]
 
 

@@ -1,11 +1,16 @@
 """The cross scan: a selective state space model run along K paths over a feature map, summed.
 
-``cross_scan`` is the one entry. ``orders`` makes the paths, ``reference`` is the equation,
-``cpu`` the compiled kernel for the CPU, ``operator`` the ``torch.library`` operator around them.
+``cross_scan`` is the one entry. ``orders`` makes the paths, ``reference`` is the equation, ``cpu``
+and ``cuda`` are the compiled kernels, ``operator`` the ``torch.library`` operator around them.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +22,15 @@ from mambaad.scan.orders import METHODS, direction_orders
 
 __all__ = ["METHODS", "Backend", "cross_scan", "direction_orders", "resolve_backend"]
 
-Backend = Literal["auto", "numba", "torch", "reference"]
+Backend = Literal["auto", "triton", "numba", "torch", "reference"]
+
+STATE_SIZES = (8, 16, 32)
+"""State sizes N that the Triton kernels are written for."""
+
+MOST_PATHS = 16
+"""Most paths K of the Triton kernels."""
+
+_logger = logging.getLogger(__name__)
 
 
 def cross_scan(
@@ -33,7 +46,8 @@ def cross_scan(
 ) -> Tensor:
     """Scan ``x`` along every path and sum; the equation is in ``mambaad.scan.reference``.
 
-    The states and all sums are float32 (float64 if ``x`` is): 16-bit inputs are widened first.
+    The states and all sums are float32 (float64 if ``x`` is): 16-bit inputs are widened, by the
+    Triton kernels as they read them, else before.
 
     Args:
         x: (B, L, D), pixels in raster order, channels last.
@@ -45,8 +59,9 @@ def cross_scan(
         skip: (K, D), the factor of x added to the output, or None.
         orders: int32, (K, L): ``orders[k, t]`` is the pixel that path k visits at step t; every
             row is a permutation of 0..L-1.
-        backend: ``auto`` takes numba for float32 on the CPU, the chunked torch path on other
-            devices and the reference for float64 on the CPU. A named one runs or raises.
+        backend: ``auto`` takes Triton on a CUDA device, numba on the CPU, and where these cannot
+            run (float64; another device; no Triton) the chunked torch path or, on the CPU, the
+            reference. A named one runs or raises.
 
     Returns:
         y, (B, L, D), in the dtype of ``x``. Differentiable in every input but ``orders``.
@@ -57,10 +72,12 @@ def cross_scan(
     """
     _check_shapes(x, projections, a_log, dt_weight, dt_bias, skip, orders)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    chosen = resolve_backend(backend, x.device, wide)
+    paths, _, size = a_log.shape
+    chosen = resolve_backend(backend, x.device, wide, size=size, paths=paths)
+    own = chosen == "triton"  # it reads 16-bit inputs as they are
     y, _ = cross_scan_forward(
-        x.to(wide),
-        projections.to(wide),
+        x if own else x.to(wide),
+        projections if own else projections.to(wide),
         a_log.to(wide),
         dt_weight.to(wide),
         dt_bias.to(wide),
@@ -73,24 +90,70 @@ def cross_scan(
     return out
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that will run for tensors of this device and computing dtype.
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, *, size: int = 16, paths: int = 8
+) -> str:
+    """The backend that will run.
+
+    Args:
+        backend: One of ``Backend``.
+        device: Where the tensors are.
+        dtype: What is computed in: float32 or float64.
+        size: State size N.
+        paths: Number of paths K.
 
     Raises:
         BackendError: If ``backend`` is unknown or cannot run there.
     """
     if backend not in get_args(Backend):
         raise BackendError(f"backend must be one of {list(get_args(Backend))}, got {backend!r}")
-    if backend == "auto":
-        if device.type != "cpu":
-            return "torch"
-        return "numba" if dtype == torch.float32 else "reference"
+    if backend == "triton":
+        reason = _no_triton(device, dtype, size, paths)
+        if reason:
+            raise BackendError(f"backend='triton' cannot run: {reason}; use backend='auto'")
     if backend == "numba" and (device.type != "cpu" or dtype != torch.float32):
         raise BackendError(
             f"backend='numba' needs float32 tensors on the CPU, got {dtype} on {device}; "
             "use backend='auto', or 'reference', which takes any"
         )
-    return backend
+    if backend != "auto":
+        return backend
+    if device.type == "cpu":
+        return "numba" if dtype == torch.float32 else "reference"
+    reason = _no_triton(device, dtype, size, paths)
+    if reason and device.type == "cuda" and dtype == torch.float32:
+        _tell_once(f"the scan runs without its GPU kernel, many times slower: {reason}")
+    return "torch" if reason else "triton"
+
+
+def _no_triton(device: torch.device, dtype: torch.dtype, size: int, paths: int) -> str | None:
+    """Why the Triton kernels cannot take such tensors; None if they can."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not (interpreted and device.type == "cpu"):
+        return f"it needs tensors on a CUDA device, got {device}"
+    if dtype != torch.float32:
+        return f"it computes in float32, got {dtype}"
+    if size not in STATE_SIZES or not 1 <= paths <= MOST_PATHS:
+        return (
+            f"it takes {list(STATE_SIZES)} states and 1 to {MOST_PATHS} paths, "
+            f"got {size} and {paths}"
+        )
+    return None if interpreted else _missing_for_triton()
+
+
+@lru_cache(maxsize=1)
+def _missing_for_triton() -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    # Triton builds a small launcher with the system's C compiler at the first use of a kernel.
+    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")))):
+        return "Triton needs a C compiler (gcc or clang) at the first use of a kernel"
+    return None
+
+
+@lru_cache(maxsize=8)
+def _tell_once(text: str) -> None:
+    _logger.warning(text)
 
 
 def _check_shapes(

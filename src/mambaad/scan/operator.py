@@ -6,6 +6,7 @@ single node with known shapes and ``opcheck`` can test it. Which home runs is an
     reference   the equation step by step, any device, any dtype          reference.py
     torch       the same with the steps taken in parallel chunks          reference.py
     numba       compiled for the CPU, float32                             cpu.py
+    triton      compiled for CUDA GPUs; x and projections may be 16-bit   cuda.py
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ def cross_scan_forward(
         from mambaad.scan import cpu
 
         return cpu.forward(*_detached(inputs), save=save)
+    if backend == "triton":
+        from mambaad.scan import cuda
+
+        return cuda.forward(*_detached(inputs), save=save)
     return reference.forward(*inputs, recurrence=_RECURRENCES[backend]), x.new_empty(0)
 
 
@@ -54,6 +59,11 @@ def _(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if backend == "triton":
+        from mambaad.scan import cuda
+
+        shape = cuda.states_shape(x, a_log, orders) if save else (0,)
+        return y, x.new_empty(shape, dtype=torch.float32)
     if backend != "numba":
         return y, x.new_empty(0)
     from mambaad.scan import cpu
@@ -85,6 +95,10 @@ def cross_scan_backward(
         from mambaad.scan import cpu
 
         return cpu.backward(dy.detach(), *_detached(inputs), saved=saved.detach())
+    if backend == "triton":
+        from mambaad.scan import cuda
+
+        return cuda.backward(dy.detach(), *_detached(inputs), saved=saved.detach())
     return reference.backward(dy, *inputs, recurrence=_RECURRENCES[backend])
 
 
@@ -110,9 +124,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     *tensors, backend, _ = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.backend = backend
+    ctx.set_materialize_grads(False)  # no zeros for the states, which have no gradient
 
 
-def _gradient(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 9
     *tensors, saved = ctx.saved_tensors
     gradients = cross_scan_backward(dy.contiguous(), *tensors, saved, ctx.backend)
     dskip = None if tensors[5] is None else gradients[5]

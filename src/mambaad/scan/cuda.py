@@ -1,0 +1,232 @@
+"""The cross scan on a CUDA GPU: what its Triton kernels need around them, and how it is cut up.
+
+Forward: every path's y goes to a plane of its own, already at raster position, and one kernel adds
+the planes up in a fixed order, so that a repeated run gives the same bits. Backward: the state
+before every ``chunk``-th step was kept; each chunk is recomputed from there, its inner states in
+scratch memory small enough to stay in the cache, and walked backwards ``unroll`` steps at a time.
+
+All arithmetic is float32. x, dy and projections may be 16 bits wide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mambaad.scan import cuda_backward, cuda_forward, cuda_sums
+
+LANES = 32
+"""Channels that a warp holds, one a lane."""
+
+_BLOCK = 1024
+"""Numbers that a program of the summing kernels adds up."""
+
+_FUSED_RANKS = (1, 2, 4, 8)
+"""Ranks for which the step projection's gradients are taken inside the backward kernel."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a scan is cut up."""
+
+    chunk: int
+    """Steps between two saved states."""
+
+    unroll: int
+    """Steps of the forward kernel written out one after the other."""
+
+    inner: int
+    """Steps whose states the backward kernel holds in registers at once; divides ``chunk``."""
+
+    segments: int
+    """Pieces of a path that are taken side by side."""
+
+
+def forward(
+    x: Tensor,
+    projections: Tensor,
+    a_log: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    skip: Tensor | None,
+    orders: Tensor,
+    *,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """The sum of the K scans, and the states to save for the gradient.
+
+    Args:
+        x: (B, L, D), float32, bfloat16 or float16, as ``projections``.
+        save: Whether states are wanted.
+
+    Returns:
+        y (B, L, D) in the dtype of x; states (B, K, chunks, N, D) float32, or empty.
+    """
+    p = _Problem(x, projections, a_log, dt_weight, dt_bias, skip, orders)
+    planes = p.empty(p.batch, p.paths, p.length, p.channels)
+    states = p.empty(*states_shape(x, a_log, orders)) if save else p.empty(0)
+    segments, blocks = p.tiling.segments, -(-p.channels // LANES)
+    ends, sums = p.summaries(p.x, segments, reverse=False)
+    cuda_forward.forward_kernel[(blocks * segments, p.paths, p.batch)](
+        p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, planes, states, ends, sums,
+        p.length, p.channels, p.paths, segments, p.chunks, blocks,
+        R=p.rank, N=p.states, T=p.tiling.chunk, U=p.tiling.unroll,
+        SAVE=save, EVEN_L=p.even, num_warps=1,
+    )  # fmt: skip
+    return p.sum_of_planes(planes), states
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    projections: Tensor,
+    a_log: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    skip: Tensor | None,
+    orders: Tensor,
+    *,
+    saved: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of the six float inputs, in their dtypes and shapes.
+
+    Args:
+        dy: (B, L, D), contiguous.
+        saved: The states that ``forward`` returned.
+    """
+    p = _Problem(x, projections, a_log, dt_weight, dt_bias, skip, orders)
+    fused = p.rank in _FUSED_RANKS
+    segments, chunk = p.tiling.segments, p.tiling.chunk
+    blocks = -(-p.channels // LANES)
+    extra = p.rank if fused else 0
+    steps = p.tiling.inner
+    planes = p.empty(p.batch, p.paths, p.length, p.channels)
+    rows = p.empty(blocks, p.batch, p.length, p.paths, 2 * p.states + extra)
+    shape = (0,) if fused else (p.batch, p.length, p.paths, p.channels)
+    dz = projections.new_empty(shape)  # as wide as the matrix products that take it
+    parameters = p.empty(p.batch * segments, p.paths, p.states + 2 + extra, p.channels)
+    programs = blocks * segments * p.paths * p.batch
+    scratch = p.empty(programs * (chunk // steps * p.states + 2 * chunk) * LANES)
+    ends, sums = p.summaries(dy, segments, reverse=True)
+    cuda_backward.backward_kernel[(blocks * segments, p.paths, p.batch)](
+        dy, p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, saved, ends, sums,
+        scratch, planes, rows, dz, parameters,
+        p.length, p.channels, p.paths, segments, p.chunks, blocks,
+        R=p.rank, N=p.states, T=chunk, U=steps,
+        FUSED=fused, EVEN_L=p.even, num_warps=1,
+    )  # fmt: skip
+    del scratch
+    dx = p.sum_of_planes(planes)
+    del planes
+    return dx, *_parameter_gradients(p, projections, rows, dz, parameters, fused)
+
+
+def _parameter_gradients(
+    p: _Problem, projections: Tensor, rows: Tensor, dz: Tensor, parameters: Tensor, fused: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Sum what the programs found; for large ranks, do the step projection by matrix products."""
+    dprojections = torch.empty_like(projections, memory_format=torch.contiguous_format)
+    size = rows[0].numel()
+    cuda_sums.sum_rows_kernel[(-(-size // _BLOCK),)](
+        rows, dprojections, size, rows.shape[0],
+        FROM=rows.shape[-1], TO=projections.shape[-1], BLOCK=_BLOCK, num_warps=4,
+    )  # fmt: skip
+    da_log, ddt_weight = torch.empty_like(p.a_log), torch.empty_like(p.dt_weight)
+    ddt_bias, dskip = torch.empty_like(p.dt_bias), torch.empty_like(p.dt_bias)
+    cuda_sums.sum_parameters_kernel[(-(-p.channels // 128), p.paths, parameters.shape[2])](
+        parameters, p.a_log, da_log, ddt_bias, dskip, ddt_weight,
+        parameters.shape[0], p.paths, p.channels,
+        R=p.rank, N=p.states, FUSED=fused, BD=128, num_warps=4,
+    )  # fmt: skip
+    if not fused:
+        by_path = dz.view(-1, p.paths, p.channels).transpose(0, 1)
+        low = projections.reshape(-1, p.paths, projections.shape[-1])[..., : p.rank]
+        with torch.autocast(dz.device.type, enabled=False):
+            dlow = torch.bmm(by_path, p.dt_weight.to(dz.dtype))
+            ddt_weight = torch.bmm(by_path.transpose(1, 2), low.transpose(0, 1)).float()
+        dprojections.view(-1, p.paths, projections.shape[-1])[..., : p.rank] = dlow.transpose(0, 1)
+    return dprojections, da_log, ddt_weight, ddt_bias, dskip
+
+
+class _Problem:
+    """Sizes, contiguous inputs and tiling of one scan."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        projections: Tensor,
+        a_log: Tensor,
+        dt_weight: Tensor,
+        dt_bias: Tensor,
+        skip: Tensor | None,
+        orders: Tensor,
+    ) -> None:
+        self.batch, self.length, self.channels = x.shape
+        self.paths, _, self.states = a_log.shape
+        self.rank = dt_weight.shape[2]
+        self.x, self.orders = x.contiguous(), orders.contiguous()
+        self.a_log, self.dt_weight = a_log.contiguous(), dt_weight.contiguous()
+        self.dt_bias = dt_bias.contiguous()
+        self.skip = torch.zeros_like(self.dt_bias) if skip is None else skip.contiguous()
+        self.rows = projections.contiguous()
+        self.tiling = tiling(self.batch, self.paths, self.length, self.channels)
+        self.chunks = -(-self.length // self.tiling.chunk)
+        self.even = self.length % self.tiling.chunk == 0
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.x.device)
+
+    def summaries(self, source: Tensor, segments: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
+        """What each segment does to a state; nothing is computed for a single one."""
+        shape = (self.batch, self.paths, segments if segments > 1 else 0, self.channels)
+        sums = self.empty(*shape)
+        ends = self.empty(*shape[:3], self.states, self.channels)
+        if segments > 1:
+            blocks = -(-self.channels // LANES)
+            cuda_forward.summary_kernel[(blocks * (segments - 1), self.paths, self.batch)](
+                source, self.rows, self.a_log, self.dt_weight, self.dt_bias, self.orders,
+                ends, sums,
+                self.length, self.channels, self.paths, segments, self.chunks, blocks,
+                R=self.rank, N=self.states, T=self.tiling.chunk, U=self.tiling.unroll,
+                REVERSE=reverse, EVEN_L=self.even, num_warps=1,
+            )  # fmt: skip
+        return ends, sums
+
+    def sum_of_planes(self, planes: Tensor) -> Tensor:
+        out = torch.empty_like(self.x)
+        size = self.length * self.channels
+        cuda_sums.sum_planes_kernel[(-(-size // _BLOCK), self.batch)](
+            planes, out, size, self.paths, BLOCK=_BLOCK, num_warps=4
+        )
+        return out
+
+
+def states_shape(x: Tensor, a_log: Tensor, orders: Tensor) -> tuple[int, int, int, int, int]:
+    """Shape of the saved states: (B, K, chunks, N, D)."""
+    batch, length, channels = x.shape
+    paths, size = orders.shape[0], a_log.shape[2]
+    chunk = tiling(batch, paths, length, channels).chunk
+    return batch, paths, -(-length // chunk), size, channels
+
+
+@lru_cache(maxsize=256)
+def tiling(batch: int, paths: int, length: int, channels: int) -> Tiling:
+    """How to cut up a scan of this size.
+
+    Fewer than two warps on each of a GPU's (H200: 528) schedulers leave it waiting, so long paths
+    of few channels are cut into segments, which costs a second pass over all but one of them.
+    Twice the inner steps halve what goes to scratch memory, worth 5 to 25 % on the longest paths,
+    but take Triton four times as long to compile. Measured on an H200; see LOG.md.
+    """
+    chunk = 16 if length <= 64 else 32 if length <= 256 else 64
+    inner = 4 if length >= 4096 else 2
+    warps = batch * paths * -(-channels // LANES)
+    chunks = -(-length // chunk)
+    segments = 1
+    if warps < 1024 and length > 64:
+        wanted = 2048 if warps >= 256 else 1024
+        segments = max(1, min(chunks, wanted // warps, 32))
+    return Tiling(chunk, 4, inner, segments)

@@ -1,0 +1,204 @@
+"""The GPU's scan against the reference in float64; interpreted where there is no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import ScanInputs, deviation, scan_inputs
+from hypothesis import given
+from hypothesis import strategies as st
+from interpreter import interpreted_device
+from torch import Tensor
+
+from mambaad.errors import BackendError
+from mambaad.scan import cross_scan, reference, resolve_backend
+
+DEVICE = interpreted_device()
+
+from mambaad.scan import cuda  # noqa: E402 - Triton reads where to run when it is imported
+from mambaad.scan.cuda import Tiling  # noqa: E402
+
+ROUNDINGS = 2 if DEVICE.type == "cuda" else 4
+"""Errors of plain float32 allowed; the interpreter's multiply-add rounds twice, a GPU's once."""
+
+NAMES = ("y", "x", "projections", "a_log", "dt_weight", "dt_bias", "skip")
+
+
+def make(
+    batch: int,
+    pixels: tuple[int, int],
+    channels: int,
+    size: int,
+    rank: int,
+    paths: int,
+    **more: Any,
+) -> tuple[ScanInputs, Tensor]:
+    """Inputs in float64, and a gradient of the output."""
+    leaves = scan_inputs(batch, *pixels, channels, size, rank, paths, dtype=torch.float64, **more)
+    inputs = ScanInputs(*(None if t is None else t.detach() for t in leaves))
+    generator = torch.Generator().manual_seed(1)
+    return inputs, torch.randn(inputs.x.shape, generator=generator, dtype=torch.float64)
+
+
+def truth(inputs: ScanInputs, dy: Tensor) -> dict[str, Tensor]:
+    found = (reference.forward(*inputs), *reference.backward(dy, *inputs))
+    return dict(zip(NAMES, found, strict=True))
+
+
+def on_gpu(inputs: ScanInputs, dy: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Output and gradients of the kernels; x, projections and dy in ``dtype``."""
+    tensors = [None if t is None else t.to(DEVICE) for t in inputs]
+    wide = [t if t is None or t.dtype == torch.int32 else t.float() for t in tensors]
+    wide[0], wide[1] = wide[0].to(dtype), wide[1].to(dtype)
+    y, states = cuda.forward(*wide, save=True)
+    gradients = cuda.backward(dy.to(DEVICE, dtype), *wide, saved=states)
+    return dict(zip(NAMES, (y, *gradients), strict=True))
+
+
+@pytest.fixture
+def tile(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Fix how the scan is cut up."""
+
+    def fix(*values: int) -> None:
+        monkeypatch.setattr(cuda, "tiling", lambda *_: Tiling(*values))
+
+    return fix
+
+
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [
+        ((1, (3, 3), 5, 8, 2, 2), (8, 4, 4, 1)),  # steps beyond the end; lanes without a channel
+        ((1, (2, 4), 5, 16, 4, 2), (4, 4, 2, 2)),  # two segments
+        ((2, (1, 5), 33, 8, 3, 2), (2, 2, 2, 3)),  # two blocks, a segment that is short, odd rank
+        ((1, (1, 4), 3, 32, 12, 2), (4, 4, 4, 1)),  # the step projection by matrix products
+        ((1, (1, 2), 2, 8, 33, 2), (2, 2, 2, 1)),  # more inputs of the step size than lanes
+        ((1, (1, 2), 1, 8, 1, 2), (4, 4, 4, 1)),
+    ],
+    ids=str,
+)
+def test_forward_and_every_gradient(
+    shape: Any, values: tuple[int, ...], tile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile(*values)
+    # what is not written stays NaN
+    empty = torch.empty_like
+    monkeypatch.setattr(
+        cuda._Problem,
+        "empty",
+        lambda p, *sizes: torch.full(sizes, torch.nan, device=p.x.device),
+    )
+    monkeypatch.setattr(
+        torch, "empty_like", lambda like, **more: empty(like, **more).fill_(torch.nan)
+    )
+    inputs, dy = make(*shape)
+    expected, plain = truth(inputs, dy), truth(inputs.to(torch.float32), dy.float())
+    for name, value in on_gpu(inputs, dy).items():
+        rounding = deviation(plain[name].detach(), expected[name])
+        assert deviation(value.cpu(), expected[name]) < 3e-7 + ROUNDINGS * rounding, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits(dtype: torch.dtype, tile: Any) -> None:
+    """The inputs are rounded first, so that only arithmetic and the results' rounding differ."""
+    tile(4, 2, 2, 2)
+    inputs, dy = make(1, (2, 3), 4, 8, 3, 2)
+    rounded = inputs._replace(
+        x=inputs.x.to(dtype).double(), projections=inputs.projections.to(dtype).double()
+    )
+    expected = truth(rounded, dy.to(dtype).double())
+    for name, value in on_gpu(inputs, dy, dtype).items():
+        wide = name in ("a_log", "dt_bias", "skip")
+        assert value.dtype == (dtype if name in ("y", "x", "projections") else torch.float32)
+        # the interpreter cuts bfloat16 off where a GPU rounds
+        limit = 1e-6 if wide else torch.finfo(dtype).eps
+        assert deviation(value.cpu(), expected[name]) < limit, name
+
+
+def test_without_skip_and_the_same_bits_twice(tile: Any) -> None:
+    """Without the skip term nothing hides an error of the states."""
+    tile(4, 2, 2, 2)
+    inputs, dy = make(1, (2, 3), 3, 8, 2, 2, skip=False)
+    first, second = on_gpu(inputs, dy), on_gpu(inputs, dy)
+    expected = truth(inputs, dy)
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+        if name != "skip":
+            assert deviation(value.cpu(), expected[name]) < 1e-6, name
+
+
+def test_behind_the_operator(tile: Any) -> None:
+    tile(4, 4, 2, 1)
+    inputs, dy = make(1, (2, 2), 3, 8, 2, 2)
+    leaves = {n: t.float().to(DEVICE).requires_grad_() for n, t in inputs.leaves().items()}
+    y = cross_scan(*leaves.values(), inputs.orders.to(DEVICE), backend="triton")
+    gradients = torch.autograd.grad(y, list(leaves.values()), dy.float().to(DEVICE))
+    expected = truth(inputs, dy)
+    assert deviation(y.detach().cpu(), expected["y"]) < 1e-6
+    for name, value in zip(leaves, gradients, strict=True):
+        assert deviation(value.cpu(), expected[name]) < 1e-6, name
+    with torch.no_grad():
+        tensors = [t.detach() for t in leaves.values()]
+        plain = cross_scan(*tensors, inputs.orders.to(DEVICE), backend="triton")
+    assert torch.equal(plain, y)  # the same with nothing kept for a gradient
+
+
+def test_operator_is_registered_properly(tile: Any) -> None:
+    tile(4, 4, 2, 1)
+    inputs, _ = make(1, (2, 2), 2, 8, 2, 2)
+    tensors = [t.float().to(DEVICE) for t in inputs.leaves().values()]
+    for save in (True, False):
+        torch.library.opcheck(
+            torch.ops.mambaad.cross_scan,
+            (*tensors, inputs.orders.to(DEVICE), "triton", save),
+            test_utils=("test_schema", "test_faketensor"),
+        )
+
+
+@given(st.integers(1, 256), st.integers(1, 16), st.integers(1, 70_000), st.integers(1, 2048))
+def test_every_size_can_be_cut_up(batch: int, paths: int, length: int, channels: int) -> None:
+    cut = cuda.tiling.__wrapped__(batch, paths, length, channels)
+    assert cut.chunk % cut.unroll == cut.chunk % cut.inner == 0
+    assert 1 <= cut.segments <= -(-length // cut.chunk)
+
+
+def test_the_published_stages() -> None:
+    """Batch 16: the longest paths, of the fewest channels, are cut into segments."""
+    stages = ((64, 1024), (256, 512), (1024, 256), (4096, 128))
+    assert [cuda.tiling(16, 8, *stage).segments for stage in stages] == [1, 1, 1, 4]
+    assert [cuda.tiling(1, 8, *stage).segments for stage in stages] == [1, 8, 16, 32]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": torch.float64}, "it computes in float32, got torch.float64"),
+        ({"size": 12}, r"takes \[8, 16, 32\] states and 1 to 16 paths, got 12 and 8"),
+        ({"paths": 17}, "got 16 and 17"),
+        ({"device": torch.device("meta")}, "it needs tensors on a CUDA device, got meta"),
+    ],
+)
+def test_what_it_cannot_take(settings: dict[str, Any], message: str) -> None:
+    device, dtype = settings.pop("device", DEVICE), settings.pop("dtype", torch.float32)
+    with pytest.raises(BackendError, match=f"backend='triton' cannot run: .*{message}"):
+        resolve_backend("triton", device, dtype, **settings)
+
+
+def test_auto_on_a_gpu_without_triton_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import mambaad.scan as scan
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(scan, "find_spec", lambda _: None)
+    scan._missing_for_triton.cache_clear()
+    scan._tell_once.cache_clear()
+    gpu = torch.device("cuda")
+    assert [resolve_backend("auto", gpu, torch.float32) for _ in range(2)] == ["torch", "torch"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "the scan runs without its GPU kernel, many times slower: "
+        "Triton is not installed (pip install triton)"
+    ]
+    scan._missing_for_triton.cache_clear()
