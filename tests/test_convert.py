@@ -195,7 +195,7 @@ def test_bad_direction_count() -> None:
             "net_s.layers_up.1.blocks.1.smm_blocks.2.self_attention.conv2d.bias",
             "decoder.stages.1.1.blocks.2.conv.bias",
         ),
-        ("net_s.layers_up.0.blocks.0.conv1a7.0.bias", "decoder.stages.0.0.local.kernel7.6.bias"),
+        ("net_s.layers_up.0.blocks.0.conv1a7.0.bias", "decoder.stages.0.0.local.kernel7.4.bias"),
         ("net_s.layers_up.0.blocks.0.finalconv11.0.weight", "decoder.stages.0.0.fuse.weight"),
         ("net_s.layers_up.0.blocks.0.conv57.0.weight", None),
         ("net_s.layers_up.0.other", None),

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from torch import Tensor, nn
 
 from mambaad.config import ModelConfig
 from mambaad.model import MambaAD, anomaly_maps, build, parameter_count
@@ -201,6 +203,58 @@ def test_corners_of_a_map_are_corners_of_the_result() -> None:
     ramp = np.linspace(0, 1, 65)[None] / 3
     expected = ndimage.gaussian_filter(ramp, SMOOTHING)
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)
+
+
+def test_maps_are_the_published_ones() -> None:
+    """As defined, in float64: torch's cosine and resize, scipy's filter."""
+    torch.manual_seed(0)
+    teacher = [torch.randn(2, 6, *size) for size in ((16, 24), (8, 12), (4, 6))]
+    student = [t + torch.randn_like(t) for t in teacher]
+    total = np.zeros((2, 64, 96))
+    for t, s in zip(teacher, student, strict=True):
+        distance = 1 - F.cosine_similarity(t.double(), s.double(), dim=1)
+        total += F.interpolate(
+            distance[:, None], (64, 96), mode="bilinear", align_corners=True
+        ).numpy()[:, 0]
+    expected = np.stack([ndimage.gaussian_filter(one / 9, SMOOTHING) for one in total])
+    found = anomaly_maps(teacher, student, (64, 96))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=0)
+    wide = anomaly_maps([t.double() for t in teacher], [s.double() for s in student], (64, 96))
+    np.testing.assert_allclose(wide.numpy(), expected, rtol=1e-12, atol=0)
+
+
+def test_maps_of_16_bit_features_are_computed_in_32() -> None:
+    torch.manual_seed(0)
+    teacher = [torch.randn(1, 8, 8, 8).bfloat16() for _ in range(3)]
+    student = [(t + torch.randn_like(t)).float() for t in teacher]
+    expected = anomaly_maps([t.float() for t in teacher], student, (32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = anomaly_maps(teacher, student, (32, 32))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
+class Maps(nn.Module):
+    """``anomaly_maps`` of three teacher's and three student's maps as a module."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return anomaly_maps(maps[:3], maps[3:], (48, 80))
+
+
+def test_maps_are_exported_and_compiled() -> None:
+    """And leave nothing behind that a later call would trip over."""
+    torch.manual_seed(0)
+    maps = tuple(torch.randn(1, 4, 5, 7) for _ in range(6))
+    exported = torch.export.export(Maps(), maps).module()(*maps)
+    compiled = torch.compile(Maps(), backend="eager", fullgraph=True)(*maps)
+    expected = Maps()(*maps)
+    torch.testing.assert_close(exported, expected)
+    torch.testing.assert_close(compiled, expected)
+
+
+def test_a_vector_of_zeros_is_at_distance_one() -> None:
+    zeros, ones = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+    torch.testing.assert_close(anomaly_maps([zeros], [ones], (8, 8)), torch.ones(1, 8, 8))
 
 
 @given(

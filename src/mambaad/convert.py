@@ -59,14 +59,14 @@ _HSS = {
     "self_attention.out_norm.": "out_norm.",
     "self_attention.out_proj.": "out_proj.",
 }
-_LOCAL = {"conv1b": "0", "conv": "3", "conv1a": "6"}
+_LOCAL = {"conv1b": "0", "conv": "2", "conv1a": "4"}
 
 
 def our_name(published: str) -> str | None:
     """Our name of a published parameter; None for one that is not used or not known.
 
     >>> our_name("net_s.layers_up.1.blocks.0.conv55.0.weight")
-    'decoder.stages.1.0.local.kernel5.3.weight'
+    'decoder.stages.1.0.local.kernel5.2.weight'
     >>> our_name("mff_oce.conv21.bias")
     'neck.side1.0.bias'
     """
@@ -107,7 +107,7 @@ def _decoder_name(rest: str) -> str | None:
     if match := re.fullmatch(r"(conv1b|conv1a)(\d)\.0\.(\w+)", leaf):
         return f"{module}.local.kernel{match[2]}.{_LOCAL[match[1]]}.{match[3]}"
     if match := re.fullmatch(r"conv(\d)\1\.0\.(\w+)", leaf):
-        return f"{module}.local.kernel{match[1]}.3.{match[2]}"
+        return f"{module}.local.kernel{match[1]}.2.{match[2]}"
     if match := re.fullmatch(r"finalconv11\.(0\.)?(\w+)", leaf):
         return f"{module}.fuse.{match[2]}"
     return None

@@ -17,25 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaad.model.layers import (
+    DepthwiseConv,
+    DropPath,
+    InstanceNormSiLU,
+    LayerNorm,
+    PointwiseConv,
+)
 from mambaad.scan import Backend, cross_scan
 
 STATE_SIZE = 16
 EXPAND = 2
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
-
-
-class DropPath(nn.Module):
-    """Drops the whole branch of a random picture while training, and scales up the others."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        kept = x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
-        return x * (kept / (1 - self.rate))
 
 
 class HSSBlock(nn.Module):
@@ -54,15 +47,15 @@ class HSSBlock(nn.Module):
         super().__init__()
         inner, rank = EXPAND * channels, math.ceil(channels / 16)
         self.backend = backend
-        self.norm = nn.LayerNorm(channels)
+        self.norm = LayerNorm(channels)
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
-        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.conv = DepthwiseConv(inner, 3, bias=True, silu=True)
         self.scan_proj = nn.Parameter(torch.empty(paths, rank + 2 * STATE_SIZE, inner))
         self.dt_weight = nn.Parameter(torch.empty(paths, inner, rank))
         self.dt_bias = nn.Parameter(torch.empty(paths, inner))
         self.a_log = nn.Parameter(torch.empty(paths, inner, STATE_SIZE))
         self.skip = nn.Parameter(torch.empty(paths, inner))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = LayerNorm(inner)
         self.out_proj = nn.Linear(inner, channels, bias=False)
         self.drop_path = DropPath(drop_path)
         self._initialise(inner, rank)
@@ -85,8 +78,7 @@ class HSSBlock(nn.Module):
     def _branch(self, x: Tensor, orders: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
         inner, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)
-        inner = F.silu(self.conv(inner.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        pixels = inner.reshape(batch, height * width, -1)
+        pixels = self.conv(inner).reshape(batch, height * width, -1)
         # One matrix product in raster order: a point-wise map commutes with every path.
         projections = F.linear(pixels, self.scan_proj.flatten(0, 1))
         y = cross_scan(
@@ -99,8 +91,7 @@ class HSSBlock(nn.Module):
             orders,
             backend=self.backend,
         )
-        gated = self.out_norm(y).reshape(batch, height, width, -1) * F.silu(gate)
-        out: Tensor = self.out_proj(gated)
+        out: Tensor = self.out_proj(self.out_norm(y.reshape(gate.shape), gate))
         return out
 
 
@@ -142,44 +133,30 @@ class LSSModule(nn.Module):
             {f"kernel{size}": _local_branch(channels, size, pointwise) for size in kernels}
         )
         joined = channels * ((blocks > 0) + len(kernels))
-        self.fuse = nn.Conv2d(joined, channels, 1)
+        self.fuse = PointwiseConv(joined, channels)
 
     def forward(self, x: Tensor, orders: Tensor) -> Tensor:
         """Args: x (B, H, W, C); orders int32 (K, H·W). Returns: (B, H, W, C)."""
-        first = x.permute(0, 3, 1, 2)
         branches = []
         if self.blocks:
             y = x
             for block in self.blocks:
                 y = block(y, orders)
-            branches.append(y.permute(0, 3, 1, 2))
-        branches += [branch(first) for branch in self.local.values()]
-        fused: Tensor = self.fuse(torch.cat(branches, dim=1)).permute(0, 2, 3, 1)
+            branches.append(y)
+        branches += [branch(x) for branch in self.local.values()]
+        fused: Tensor = self.fuse(torch.cat(branches, dim=-1))
         return x + fused if self.residual else fused
 
 
 def _local_branch(channels: int, size: int, pointwise: bool) -> nn.Sequential:
-    depthwise = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels, bias=False)
-    convolutions = [depthwise]
+    convolutions: list[nn.Module] = [DepthwiseConv(channels, size)]
     if pointwise:
-        before, after = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
-        convolutions = [before, depthwise, after]
+        before, after = PointwiseConv(channels, channels), PointwiseConv(channels, channels)
+        convolutions = [before, *convolutions, after]
     layers: list[nn.Module] = []
     for convolution in convolutions:
-        layers += [convolution, InstanceNorm(), nn.SiLU()]
+        layers += [convolution, InstanceNormSiLU()]
     return nn.Sequential(*layers)
-
-
-class InstanceNorm(nn.Module):
-    """Instance normalisation without weights, eps 1e-5, that also takes a map of one pixel.
-
-    A single pixel has no spread and becomes 0, where torch refuses to train.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] * x.shape[-2] == 1:
-            return torch.zeros_like(x)
-        return F.instance_norm(x)
 
 
 def initialise_decoder(module: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mambaad.config import ModelConfig
 from mambaad.model.blocks import LSSModule, initialise_decoder
+from mambaad.model.layers import LayerNorm
 from mambaad.scan import Backend, direction_orders
 
 
@@ -30,7 +31,7 @@ class PatchExpand(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.expand = nn.Linear(inputs, 4 * outputs, bias=False)
-        self.norm = nn.LayerNorm(outputs)
+        self.norm = LayerNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape

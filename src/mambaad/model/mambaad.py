@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambaad.config import TOTAL_STRIDE, ModelConfig
@@ -27,6 +29,9 @@ from mambaad.scan import Backend
 
 SMOOTHING = 4.0
 """Deviation of the Gaussian over the anomaly map, in pixels of the prepared picture."""
+
+TINY = 1e-8
+"""Shorter feature vectors count as this long, so that a vector of zeros has a distance (of 1)."""
 
 
 class MambaAD(nn.Module):
@@ -103,47 +108,92 @@ def anomaly_maps(
 ) -> Tensor:
     """The cosine distances of all scales, resized, summed, divided by 9 and smoothed.
 
+    Resizing and smoothing are linear along each axis, so a scale's share is one pair of matrix
+    products. They run in float32, under autocast too.
+
     Args:
-        teacher: Maps (B, C_i, H_i, W_i).
+        teacher: Maps (B, C_i, H_i, W_i), of 16 bits or more.
         student: Maps of the same shapes.
         size: Height and width of the result.
 
     Returns:
-        float32, (B, height, width).
+        float32 (float64 for such maps), (B, height, width).
     """
-    total = torch.zeros((), device=teacher[0].device)
-    for t, s in zip(teacher, student, strict=True):
-        distance = 1 - F.cosine_similarity(t.float(), s.float(), dim=1)
-        resized = F.interpolate(distance[:, None], size, mode="bilinear", align_corners=True)
-        total = total + resized[:, 0]
-    return gaussian_smooth(total / len(teacher) ** 2, SMOOTHING)
+    with torch.autocast(teacher[0].device.type, enabled=False):
+        distances = [_cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
+        total = _resize_and_smooth(distances, size, SMOOTHING)
+    return total / len(teacher) ** 2
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     """A Gaussian filter as scipy's: cut off at 4 sigma, mirrored at the border (edge repeated).
 
     Args:
-        maps: (B, H, W), any size.
+        maps: (B, H, W), any size, float32 or float64.
         sigma: Deviation in pixels.
     """
+    return _resize_and_smooth([maps], (maps.shape[1], maps.shape[2]), sigma)
+
+
+def _cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """1 - cos of two maps (B, C, H, W) at every pixel, (B, H, W), summed in 32 bits or more."""
+    wide = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
+    dot = (teacher.to(wide) * student).sum(dim=1)
+    first: Tensor = torch.linalg.vector_norm(teacher, dim=1, dtype=wide).clamp_min(TINY)
+    second: Tensor = torch.linalg.vector_norm(student, dim=1, dtype=wide).clamp_min(TINY)
+    return 1 - dot / (first * second)
+
+
+def _resize_and_smooth(maps: Sequence[Tensor], size: tuple[int, int], sigma: float) -> Tensor:
+    """Σ_i (S R_i) M_i (S R_i)ᵀ of maps M_i (B, H_i, W_i): the first R resizes rows, the other
+    columns, and S smooths. Returns (B, height, width)."""
+    height, width = size
+    dtype, device = maps[0].dtype, maps[0].device
+    columns = [m @ _line_filter(m.shape[2], width, sigma, dtype, device).T for m in maps]
+    rows = [_line_filter(m.shape[1], height, sigma, dtype, device) for m in maps]
+    left = torch.cat(rows, dim=1).expand(len(maps[0]), -1, -1)
+    return torch.bmm(left, torch.cat(columns, dim=1))
+
+
+# Never dropped: a CUDA graph reads the matrices at the address they had when it was captured.
+_filters: dict[tuple[int, int, float, torch.dtype, torch.device], Tensor] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _line_filter(
+    length: int, target: int, sigma: float, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Resize a line bilinearly with aligned ends, then smooth it: a matrix (target, length)."""
+    key = (length, target, sigma, dtype, device)
+    if key in _filters:
+        return _filters[key]
+    matrix = torch.from_numpy(_smoothing(target, sigma) @ _resizing(length, target))
+    with torch.inference_mode(False):  # so that training can use what prediction made first
+        matrix = matrix.to(device, dtype, copy=True)
+    if type(matrix) is Tensor:  # torch.export's stand-ins hold no values
+        _filters[key] = matrix
+    return matrix
+
+
+def _resizing(length: int, target: int) -> NDArray[np.float64]:
+    place = np.linspace(0, length - 1, target)
+    lower = np.minimum(place.astype(np.intp), max(length - 2, 0))
+    upper, row = np.minimum(lower + 1, length - 1), np.arange(target)
+    resize = np.zeros((target, length))
+    resize[row, lower] = 1 - (place - lower)
+    resize[row, upper] += place - lower
+    return resize
+
+
+def _smoothing(length: int, sigma: float) -> NDArray[np.float64]:
     radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=torch.float64)
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    weights = (weights / weights.sum()).to(maps.dtype)
-    smoothed = maps[:, None]
-    smoothed = F.conv2d(
-        smoothed[:, :, _mirror(maps.shape[1], radius, maps)], weights[None, None, :, None]
-    )
-    smoothed = F.conv2d(
-        smoothed[..., _mirror(maps.shape[2], radius, maps)], weights[None, None, None]
-    )
-    return smoothed[:, 0]
-
-
-def _mirror(length: int, radius: int, like: Tensor) -> Tensor:
-    """Indices -radius .. length + radius - 1 folded back into 0 .. length - 1."""
-    index = torch.arange(-radius, length + radius, device=like.device) % (2 * length)
-    return torch.where(index < length, index, 2 * length - 1 - index)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    row, smooth = np.arange(length), np.zeros((length, length))
+    for offset, weight in zip(offsets, weights / weights.sum(), strict=True):
+        mirrored = (row + offset) % (2 * length)
+        smooth[row, np.minimum(mirrored, 2 * length - 1 - mirrored)] += weight
+    return smooth
 
 
 def build(config: ModelConfig, *, loss_weight: float = 5.0, backend: Backend = "auto") -> MambaAD:

@@ -1,0 +1,227 @@
+"""Running every decoder stage once beforehand: the same calls as in a step, and no traces."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import SMALL
+from torch import Tensor, nn
+
+from mambaad.config import ModelConfig
+from mambaad.devices import autocast
+from mambaad.fused import depthwise
+from mambaad.model import MambaAD, blocks, build, decoder, layers, warmup
+from mambaad.model.blocks import LSSModule
+from mambaad.model.warmup import MESSAGE, Part, decoder_parts, run_part, run_parts, warm_up
+
+CPU = torch.device("cpu")
+
+DEEPER = ModelConfig(encoder="filterbank", depths=(3, 2, 1, 2), directions=2, hss_per_lss=1)
+"""Several modules in a stage."""
+
+LOCAL = ModelConfig(encoder="filterbank", depths=(1, 1, 1, 1), directions=2, branches="local")
+
+
+def network(config: ModelConfig = SMALL) -> MambaAD:
+    torch.manual_seed(0)
+    return build(config, backend="torch" if config is DEEPER else "auto")
+
+
+def warm(model: MambaAD, batch: int = 2, precision: str = "float32", **options: Any) -> None:
+    run_parts(decoder_parts(model.decoder, batch, (32, 64), CPU), precision, **options)
+
+
+def layout(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
+    return value.dtype, tuple(value.shape), value.stride(), value.storage_offset() % 16
+
+
+class Calls:
+    """What the functions with kernels are called with, in any thread: types, shapes, strides."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen: set[object] = set()
+        for module, name in (
+            (blocks, "cross_scan"),
+            (layers, "depthwise_conv"),
+            (layers, "instance_norm_silu"),
+            (layers, "layer_norm"),
+        ):
+            monkeypatch.setattr(module, name, self._spy(name, getattr(module, name)))
+
+    def _spy(self, name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, *others: object, **options: object) -> Tensor:
+            # all but the convolution make it contiguous, in forward and in backward
+            read = depthwise._channels_last(x) if name == "depthwise_conv" else x.contiguous()
+            y = function(x, *others, **options)
+            key = [name, torch.is_grad_enabled(), y.requires_grad, y.dtype]
+            values = (read, *others, *options.values())
+            self.seen.add((*key, *(layout(value) for value in values)))
+            if y.requires_grad:
+                y.register_hook(lambda dy: self.seen.add((name, "backward", dy.dtype, *dy.shape)))
+            return y
+
+        return call
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("config", [SMALL, DEEPER, LOCAL], ids=["small", "deeper", "local"])
+@pytest.mark.parametrize("training", [True, False])
+def test_every_call_of_a_step_is_made_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, config: ModelConfig, precision: str, training: bool
+) -> None:
+    model = network(config).train(training)
+    images = torch.randn(2, 3, 32, 64)
+    calls = Calls(monkeypatch)
+    with autocast(precision, CPU), torch.set_grad_enabled(training):
+        loss = model.loss(images)
+        if training:
+            loss.backward()
+    step, calls.seen = calls.seen, set()
+    warm(model, precision=precision, training=training)
+    assert any("backward" in call for call in step) == training  # type: ignore[operator]
+    assert calls.seen == step
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_leaves_no_traces(training: bool) -> None:
+    model = network(ModelConfig(**{**vars(SMALL), "drop_path": 0.5})).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    warm(model, training=training)
+    assert torch.equal(torch.get_rng_state(), random)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(module.training for module in model.decoder.modules())
+    assert all(p.requires_grad for p in model.decoder.parameters())
+    assert not any(orders.is_inference() for orders in model.decoder._tables.values())
+    model.loss(torch.randn(2, 3, 32, 64)).backward()
+
+
+def test_the_stages_run_side_by_side_and_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    together, names = threading.Barrier(4, timeout=20), set()
+    original = LSSModule.forward
+
+    def meeting(self: LSSModule, x: Tensor, orders: Tensor) -> Tensor:
+        together.wait()
+        names.add(threading.current_thread().name)
+        return original(self, x, orders)
+
+    monkeypatch.setattr(LSSModule, "forward", meeting)
+    before = threading.active_count()
+    with torch.no_grad():  # of this thread only
+        warm(network(), training=True)
+    assert len(names) == 4
+    assert threading.active_count() == before
+
+
+def test_gradients_are_taken_in_the_stages_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a GPU's would be taken in one thread of torch's."""
+    seen: list[bool] = []
+    original = torch.autograd.grad
+
+    def grad(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        seen.append(torch._C._is_multithreading_enabled())
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    warm(network(), training=True)
+    assert seen == [False] * 4
+    assert torch._C._is_multithreading_enabled()
+
+
+class Failing(nn.Module):
+    """Stands for a stage's layers."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, _: Tensor) -> Tensor:
+        raise self.error
+
+
+def test_an_error_is_the_callers_with_its_traceback() -> None:
+    model = network()
+    model.decoder.expands[2] = Failing(RuntimeError("no such instruction"))
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match="no such instruction") as caught:
+        warm(model, training=True)
+    assert "raise self.error" in "".join(traceback.format_tb(caught.value.__traceback__))
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=["torch", "triton"],
+)
+def test_a_lack_of_memory_is_left_to_the_step(error: Exception) -> None:
+    model = network()
+    model.decoder.expands[0] = Failing(error)
+    warm(model, training=True)
+
+
+@pytest.mark.parametrize(("patience", "told"), [(0.0, [MESSAGE]), (60.0, [])])
+def test_a_line_is_told_only_if_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch, patience: float, told: list[str]
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(warmup, "PATIENCE", patience)
+    warm(network(), training=False, tell=lines.append)
+    assert lines == told
+    warm(network(), training=False)
+
+
+def test_nothing_is_done_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder.Decoder, "orders", Failing(RuntimeError("used")).forward)
+    warm_up(network(), 2, (32, 64), CPU, "auto", training=True, tell=sys.exit)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the test below runs them on the GPU")
+@pytest.mark.parametrize("training", [True, False])
+def test_the_kernels_operators_in_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    monkeypatch.setattr(Tensor, "is_cuda", property(lambda _: True))
+    module = LSSModule(4, 1, blocks=1, kernels=(3,), backend="triton")
+    orders = torch.arange(4, dtype=torch.int32)[None]
+    calls = Calls(monkeypatch)
+    run_part(
+        Part(decoder.PatchExpand(4, 4), module, (1, 1, 1, 4), orders), "bf16", training=training
+    )
+    assert {call[0] for call in calls.seen} == {  # type: ignore[index]
+        "cross_scan", "depthwise_conv", "instance_norm_silu", "layer_norm",
+    }  # fmt: skip
+    monkeypatch.undo()
+    assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("training", [True, False])
+def test_on_a_gpu(training: bool) -> None:
+    device = torch.device("cuda")
+    model = network().to(device)
+    warm_up(model, 2, (32, 64), device, "auto", training=training)  # torch is set up
+    random, held = torch.cuda.get_rng_state(), torch.cuda.memory_allocated()
+    warm_up(model, 2, (32, 64), device, "auto", training=training)
+    assert torch.equal(torch.cuda.get_rng_state(), random)
+    assert torch.cuda.memory_allocated() == held
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_other_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"image_size must be multiples of 32, got \(32, 48\)"):
+        decoder_parts(network().decoder, 1, (32, 48), CPU)
