@@ -26,7 +26,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert (model.directions, model.kernels, model.drop_path) == (8, (5, 7), 0.2)
     assert (train.batch_size, train.learning_rate, train.weight_decay) == (16, 0.005, 1e-4)
     assert (train.loss_weight, train.clip_norm, train.seed) == (5.0, 5.0, 42)
-    assert (train.decay_at, train.decay_factor, train.precision) == (0.8, 0.1, "float32")
+    assert (train.decay_at, train.decay_factor, train.precision) == (0.8, 0.1, "auto")
     assert DataConfig().image_size == (256, 256)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mambaad.config import Cache
-from mambaad.data.memory import available_memory, choose_cache
+from mambaad.data.memory import available_memory, choose_cache, choose_place
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,32 @@ def test_auto_takes_the_first_that_fits(pictures: int, features: int, expected: 
 @pytest.mark.parametrize("requested", ["features", "pictures", "disk", "none"])
 def test_a_request_is_taken_as_it_is(requested: Cache) -> None:
     assert choose_cache(requested, 10**12, 10**12, 1) == requested
+
+
+@pytest.mark.parametrize(
+    ("requested", "pictures", "features", "expected"),
+    [
+        ("auto", 10, 400, ("features", True)),
+        ("auto", 400, 401, ("pictures", True)),
+        ("auto", 401, 401, ("disk", False)),
+        ("auto", 401, 9000, ("disk", False)),
+        ("features", 10, 400, ("features", True)),
+        ("features", 10, 401, ("features", False)),
+        ("pictures", 400, 10, ("pictures", True)),
+        ("pictures", 401, 10, ("pictures", False)),
+        ("disk", 10, 10, ("disk", False)),
+        ("none", 10, 10, ("none", False)),
+    ],
+)
+def test_a_gpu_keeps_what_fits(
+    requested: Cache, pictures: int, features: int, expected: tuple[str, bool]
+) -> None:
+    assert choose_place(requested, pictures, features, 100, 1000) == expected
+
+
+def test_where_the_host_computes_the_host_keeps() -> None:
+    assert choose_place("auto", 10, 25, 100, None) == ("features", False)
+    assert choose_place("pictures", 10, 10, 100, None) == ("pictures", False)
 
 
 def write(root: Path, **files: str) -> None:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from mambaad.data import IMAGENET_MEAN, IMAGENET_STD, PictureStore
-from mambaad.data.tensors import FeatureStore, feature_bytes, to_tensor
+from mambaad.data.tensors import (
+    DevicePictures,
+    FeatureStore,
+    feature_bytes,
+    free_device_memory,
+    normalise,
+    to_tensor,
+)
 
 CPU = torch.device("cpu")
 
@@ -39,3 +46,30 @@ def test_features_are_kept_as_encoded(store: PictureStore) -> None:
     assert torch.equal(chosen[0], images)
     assert torch.equal(chosen[1], images[:, :1, ::2, ::2])
     assert feature_bytes(encode, (32, 48), CPU) == 4 * (3 * 32 * 48 + 16 * 24)
+
+
+def test_channels_last_maps_are_the_same_in_another_order(store: PictureStore) -> None:
+    def encode(images: Tensor) -> list[Tensor]:
+        return [images.bfloat16(), images[:, :2, ::2, ::2]]
+
+    plain = FeatureStore(store, encode, CPU, batch_size=4)
+    last = FeatureStore(store, encode, CPU, channels_last=True, batch_size=4)
+    index = torch.tensor([5, 1, 1])
+    for a, b in zip(plain.take(index), last.take(index), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+        assert a.is_contiguous()
+        assert b.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_pictures_of_the_device_are_those_of_the_store(store: PictureStore) -> None:
+    seen: list[tuple[int, int]] = []
+    kept = DevicePictures(store, CPU, batch_size=4, progress=lambda d, n: seen.append((d, n)))
+    found = kept.take(torch.tensor([5, 0]))
+    assert found.dtype == torch.uint8
+    assert torch.equal(normalise(found), to_tensor(store[[5, 0]], CPU))
+    assert seen == [(4, 6), (6, 6)]
+
+
+def test_the_cpu_has_no_memory_of_its_own() -> None:
+    assert free_device_memory(CPU) is None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from training import Marks
 
 from mambaad.display import PredictDisplay, TrainDisplay, metrics_table, show
-from mambaad.errors import ImageError
+from mambaad.errors import ImageError, TrainingError
 from mambaad.evaluate import CategoryResult, Evaluation
-from mambaad.fit import Step
 from mambaad.metrics import score
 from mambaad.predict import Prediction
+from mambaad.steps import LaterStep, Ring, Step
 
 
 def step(number: int, epoch: int) -> Step:
@@ -29,6 +31,23 @@ def test_training_prints_a_line_an_epoch_where_there_is_no_terminal(
     shown = [line for line in lines if line.startswith("step ")]
     assert [line.split()[1] for line in shown] == ["2/4", "4/4"]
     assert "epoch 1  loss 1.500 (0.500 0.250 0.750)" in shown[0]
+
+
+def test_training_shows_the_latest_known_step_and_waits_for_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    marks = Marks()
+    ring = Ring(lambda n, _: TrainingError(f"step {n}"), make_event=marks.make)
+    with TrainDisplay() as display:
+        display.begin(0, 4, 16)
+        for number, epoch in ((1, 1), (2, 1), (3, 2), (4, 2)):
+            values = torch.tensor([float(number), 2.0, 0.5])
+            display.step(LaterStep(epoch, 0.1, ring.push(number, values, ("stride4",))))
+            marks.reach(number - 1)
+        assert marks.waits == []
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["2/4", "3/4"]
+    assert "loss 2.000 (0.500)" in lines[0]
 
 
 def result(threshold: float | None, masks: bool) -> CategoryResult:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from training import StopAt
+from training import Marks, StopAt
 
+from mambaad import fit as module
+from mambaad.batches import Batches, Feed
 from mambaad.config import Config
+from mambaad.data import read_dataset
 from mambaad.errors import TrainingError
-from mambaad.fit import build_optimizer, parameter_groups
+from mambaad.fit import build_optimizer, computing, fit, parameter_groups
+from mambaad.graphs import GraphedStep
 from mambaad.model import MambaAD, build
-from mambaad.train import train
+from mambaad.model.encoder import load_pretrained
+from mambaad.state import load_state, make_note, save_state
+from mambaad.steps import Ring, Step
+from mambaad.train import Observer, prepare_batches, train
+
+CPU = torch.device("cpu")
 
 
 def test_the_published_parameter_groups(tiny_config: Config) -> None:
@@ -73,3 +84,118 @@ def test_a_small_set_makes_one_small_batch(tiny_config: Config, tmp_path: Path) 
     train(config, tmp_path, device="cpu", observer=seen)
     assert [s.epoch for s in seen.steps] == [1, 2]
     assert seen.steps[0].learning_rate == pytest.approx(0.005 * 12 / 16)
+
+
+def made(config: Config) -> tuple[MambaAD, Batches, torch.optim.AdamW]:
+    torch.manual_seed(5)
+    model = build(config.model)
+    load_pretrained(model.encoder, "filterbank")
+    samples = list(read_dataset(config.data.root).select(split="train"))
+    data = prepare_batches(samples, config, model, 4, CPU, Observer())
+    torch.manual_seed(6)
+    return model, data, build_optimizer(model, config.train, 4)
+
+
+def ahead(
+    model: MambaAD,
+    data: Batches,
+    optimizer: torch.optim.AdamW,
+    config: Config,
+    marks: Marks,
+    start: int = 0,
+) -> Iterator[Step]:
+    """What a GPU does, on the CPU: with marks for its queue, and a replay that does the work."""
+
+    learner = module._Learner(model, optimizer, config.train, CPU)
+    feed = Feed(data)
+    step = GraphedStep(lambda: learner.learn(feed), lambda work: work, lambda _: None)
+    ring = Ring(lambda n, found: module._not_finite(data, n, found), make_event=marks.make)
+    moments = module._schedule(config.train, optimizer.defaults["lr"], data.per_epoch, start)
+    model.train()
+    return module._fit_ahead(learner, feed, step, ring, nullcontext, moments)
+
+
+@pytest.mark.parametrize("cache", ["features", "pictures"])
+def test_a_gpus_way_gives_the_same_bits(tiny_config: Config, tmp_path: Path, cache: str) -> None:
+    # drop path is on, the rate drops on the way, and it is stopped and resumed in between
+    config = tiny_config.override(
+        {"train.epochs": 3, "train.decay_at": 0.5, "model.drop_path": 0.5, "data.cache": cache}
+    )
+    model, data, optimizer = made(config)
+    direct = list(fit(model, data, optimizer, config.train))
+
+    other, data, optimizer = made(config)
+    begun, marks = [], Marks()
+    for step in ahead(other, data, optimizer, config, marks):
+        begun.append(step)
+        if step.number == 4:
+            step.wait()
+            save_state(tmp_path, other, optimizer, make_note(config, "id", 4, 1.0))
+            break
+    torch.manual_seed(999)
+    other, data, optimizer = made(config)
+    assert load_state(tmp_path, other, optimizer, config, "id") == (4, 1.0)
+    rest = list(ahead(other, data, optimizer, config, marks, start=4))
+    found = begun + rest
+    assert [s.number for s in found] == list(range(1, 10))
+    for a, b in zip(direct, found, strict=True):
+        assert (a.loss, a.parts, a.gradient_norm) == (b.loss, b.parts, b.gradient_norm)
+        assert (a.epoch, a.learning_rate) == (b.epoch, b.learning_rate)
+    state = other.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_no_step_of_a_gpu_is_waited_for_while_training(tiny_config: Config) -> None:
+    config = tiny_config.override({"train.epochs": 3})
+    marks = Marks()
+    steps = ahead(*made(config), config, marks)
+    taken = [next(steps) for _ in range(9)]
+    assert (marks.recorded, marks.waits) == (9, [])
+    assert not any(step.ready for step in taken)
+    assert list(steps) == []  # the end waits for all
+    assert all(step.ready for step in taken)
+
+
+def test_a_gpus_bad_loss_is_found_later_and_names_its_batch(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config.override({"train.epochs": 3})
+    model, data, optimizer = made(config)
+    original, calls = MambaAD.loss_parts, []
+
+    def broken(self: MambaAD, *arguments: object) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        parts = original(self, *arguments)  # type: ignore[arg-type]
+        return {k: v * (float("nan") if len(calls) == 2 else 1) for k, v in parts.items()}
+
+    monkeypatch.setattr(MambaAD, "loss_parts", broken)
+    steps = ahead(model, data, optimizer, config, Marks())
+    first, _, third = (next(steps) for _ in range(3))
+    assert first.loss > 0
+    with pytest.raises(TrainingError, match=r"nan .* at step 2; .*: metal/train/good/0"):
+        third.wait()
+    with pytest.raises(TrainingError, match="at step 2"):
+        next(steps)
+
+
+def test_float32_convolutions_are_float32() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with computing("float32", CPU):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.enabled
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert torch.backends.cudnn.allow_tf32 == before
+    with computing("bf16", CPU):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_the_rate_of_a_tensor_changes_in_place(tiny_config: Config) -> None:
+    optimizer = build_optimizer(build(tiny_config.model), tiny_config.train)
+    rates = [torch.tensor(1.0), torch.tensor(1.0)]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    model = torch.nn.Linear(2, 2)
+    module._Learner(model, optimizer, tiny_config.train, CPU).set_rate(0.25)
+    assert [float(rate) for rate in rates] == [0.25, 0.25]
+    assert optimizer.defaults["lr"] == pytest.approx(0.005 * 4 / 16)

@@ -8,10 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import StopAt
+import torch
+from training import Marks, StopAt
 
 from mambaad.config import Config
-from mambaad.errors import ConfigError
+from mambaad.errors import ConfigError, TrainingError
+from mambaad.steplog import StepLog
+from mambaad.steps import LaterStep, Ring
 from mambaad.train import train
 
 
@@ -56,3 +59,59 @@ def test_tensorboard_gets_every_number(
     assert made == [(str(tmp_path / "tensorboard"), None), ("closed", None)]
     assert {step for _, step in scalars} == {1, 2, 3}
     assert {"train/loss", "train/loss_stride4", "train/learning_rate"} <= {n for n, _ in scalars}
+
+
+def later(ring: Ring, number: int, loss: float = 1.0) -> LaterStep:
+    return LaterStep(1, 0.1, ring.push(number, torch.tensor([loss, 0.5, loss]), ("stride4",)))
+
+
+def logged(run: Path) -> list[int]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_steps_are_written_in_order_once_they_are_ready(tmp_path: Path) -> None:
+    marks = Marks()
+    ring = Ring(lambda step, _: TrainingError(f"step {step}"), make_event=marks.make)
+    with StepLog(tmp_path, 0, 5.0, 4, False) as log:
+        for number in (1, 2, 3):
+            log.write(later(ring, number))
+        assert logged(tmp_path) == []
+        marks.reach(3)
+        log.write(later(ring, 4))
+        assert logged(tmp_path) == [1, 2, 3]
+        assert marks.waits == []
+        log.flush()
+        assert logged(tmp_path) == [1, 2, 3, 4]
+        log.write(later(ring, 5))
+    assert logged(tmp_path) == [1, 2, 3, 4, 5]
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["seconds"] == pytest.approx(log.seconds)
+    assert lines[0]["images_per_second"] == pytest.approx(lines[1]["images_per_second"])
+
+
+def test_a_failed_step_stops_the_log_and_what_came_before_is_kept(tmp_path: Path) -> None:
+    ring = Ring(lambda step, _: TrainingError(f"step {step}"), make_event=Marks().make)
+
+    def run() -> None:
+        with StepLog(tmp_path, 0, 0.0, 4, False) as log:
+            log.write(later(ring, 1))
+            log.write(later(ring, 2, float("nan")))
+
+    with pytest.raises(TrainingError, match="step 2"):
+        run()
+    assert logged(tmp_path) == [1]
+
+
+def test_another_error_is_not_covered_by_a_failed_step(tmp_path: Path) -> None:
+    ring = Ring(lambda step, _: TrainingError(f"step {step}"), make_event=Marks().make)
+
+    def run() -> None:
+        with StepLog(tmp_path, 0, 0.0, 4, False) as log:
+            log.write(later(ring, 1))
+            log.write(later(ring, 2, float("nan")))
+            raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        run()
+    assert logged(tmp_path) == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import StopAt
+from training import Marks, StopAt
 
 from mambaad import checkpoint
 from mambaad.config import Config
 from mambaad.data import read_dataset
 from mambaad.data.synthetic import synthesize
-from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from mambaad.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    ImageError,
+    TrainingError,
+)
 from mambaad.model import MambaAD
-from mambaad.train import split_holdout, train
+from mambaad.steplog import StepLog
+from mambaad.steps import LaterStep, Ring
+from mambaad.train import Observer, split_holdout, train
 
 
 @pytest.mark.parametrize("cache", ["features", "pictures", "none"])
@@ -238,3 +247,24 @@ def test_a_single_value_for_batch_norm_is_refused(tiny_config: Config, tmp_path:
     config = tiny_config.override({"data.image_size": 32, "train.batch_size": 1})
     with pytest.raises(ConfigError, match="leaves BatchNorm a single value"):
         train(config, tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("bad", [2, 40])
+def test_spoilt_weights_are_never_saved(tmp_path: Path, bad: int) -> None:
+    """A GPU's steps, whose failure is known late: a state is due after each, every one waits."""
+    from mambaad import train as module
+
+    ring = Ring(lambda step, _: TrainingError(f"step {step}"), make_event=Marks().make)
+
+    def steps() -> Iterator[LaterStep]:
+        for number in range(1, 60):
+            loss = float("nan") if number >= bad else 1.0
+            yield LaterStep(1, 0.1, ring.push(number, torch.tensor([loss, 1.0]), ()))
+
+    saved: list[int] = []
+    with (
+        pytest.raises(TrainingError, match=f"step {bad}"),
+        StepLog(tmp_path, 0, 0.0, 4, False) as log,
+    ):
+        module._run_steps(steps(), log, lambda n, _: saved.append(n), 0.0, Observer(), 0)
+    assert saved == list(range(1, bad))

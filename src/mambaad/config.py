@@ -2,7 +2,7 @@
 
 ``ModelConfig`` says what network to build, ``DataConfig`` which pictures it sees and how they are
 prepared, ``TrainConfig`` how it learns. ``Config`` holds the three; on disk it is a TOML file with
-a table for each. The defaults are the published code's (arXiv 2404.06564) but for the epochs.
+a table for each. Defaults are as published (arXiv 2404.06564) but for epochs and precision.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ScanMethod = Literal["sweep", "scan", "zorder", "zigzag", "hilbert"]
 Branches = Literal["both", "local", "global"]
 Layout = Literal["auto", "mvtec", "folder"]
 Cache = Literal["auto", "features", "pictures", "disk", "none"]
-Precision = Literal["float32", "bf16"]
+Precision = Literal["auto", "float32", "bf16"]
 
 TOTAL_STRIDE = 32
 """The encoder's last map has stride 16 and the bottleneck halves it once more."""
@@ -181,9 +181,9 @@ class DataConfig(_Table):
     """Height and width that pictures are resized to, multiples of 32. One number means a square."""
 
     cache: Cache = "auto"
-    """Where prepared pictures are kept between epochs: ``features`` (the frozen encoder's maps, in
-    memory), ``pictures`` (in memory), ``disk`` (a memory-mapped file), ``none`` (decode every
-    time); ``auto`` takes the first of features, pictures and disk that fits."""
+    """Where prepared pictures are kept between epochs: ``features`` (the frozen encoder's maps) or
+    ``pictures``, in the GPU's memory if they fit, else the host's; ``disk`` (a memory-mapped file);
+    ``none`` (decode every time); ``auto``: the first of features, pictures and disk that fits."""
 
     holdout: float | Literal["auto"] = "auto"
     """Share of the good training pictures kept out of training to set thresholds on. ``auto``: a
@@ -215,7 +215,7 @@ class DataConfig(_Table):
 
 @dataclass(frozen=True)
 class TrainConfig(_Table):
-    """How the network learns. Every default but ``epochs`` is the published code's."""
+    """How the network learns. Defaults but ``epochs`` and ``precision`` are as published."""
 
     epochs: int = 100
     """Passes over the training pictures. The paper says 500, its configuration files 1000, the
@@ -246,8 +246,9 @@ class TrainConfig(_Table):
     seed: int = 42
     """Seed of the weights, the data order and drop path."""
 
-    precision: Precision = "float32"
-    """``bf16`` runs matrix products and convolutions under autocast; the scan stays in float32."""
+    precision: Precision = "auto"
+    """``bf16`` runs matrix products and convolutions under autocast, the scan in float32;
+    ``float32`` everything, without TF32; ``auto`` is bf16 on a GPU that has it, else float32."""
 
     checkpoint_minutes: float = 10.0
     """Time between two checkpoints to resume from."""

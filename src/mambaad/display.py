@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +26,9 @@ from mambaad.data import CategoryCounts, CheckResult
 from mambaad.data.cache import Progress as ProgressCall
 from mambaad.errors import ImageError
 from mambaad.evaluate import Evaluation
-from mambaad.fit import Step
 from mambaad.metrics import FIELDS, Report
 from mambaad.predict import Prediction
+from mambaad.steps import Step
 from mambaad.train import Observer
 
 SHOWN = 20
@@ -82,12 +83,15 @@ class TrainDisplay(Observer):
         self._last: tuple[float, int] = (0.0, 0)
         self._epoch = 0
         self._line = ""
+        self._waiting: deque[Step] = deque()
 
     def __enter__(self) -> TrainDisplay:
         self._bars.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._take_ready()
         if self._line and not self._bars.console.is_terminal:
             self._bars.console.print(self._line, highlight=False)
         self._bars.stop()
@@ -108,11 +112,25 @@ class TrainDisplay(Observer):
         self._last = (self._bars.get_time(), done)
 
     def step(self, step: Step) -> None:
-        now = self._bars.get_time()
-        took = max(1e-9, now - self._last[0])
-        speed = self._batch * (step.number - self._last[1]) / took
+        self._waiting.append(step)
+        self._take_ready()
+
+    def _take_ready(self) -> None:
+        """Show the steps whose numbers are there; a GPU's arrive later, and are not waited for."""
+        ready = []
+        while self._waiting and self._waiting[0].ready:
+            ready.append(self._waiting.popleft())
+        if not ready:
+            return
+        now, newest = self._bars.get_time(), ready[-1].number
+        speed = self._batch * (newest - self._last[1]) / max(1e-9, now - self._last[0])
         self._rate = SMOOTH * self._rate + (1 - SMOOTH) * speed if self._rate else speed
-        self._last = (now, step.number)
+        self._last = (now, newest)
+        for step, after in zip(ready, [*ready[1:], None], strict=True):
+            if after is None or after.epoch != step.epoch:
+                self._show(step)
+
+    def _show(self, step: Step) -> None:
         parts = " ".join(f"{value:.3f}" for value in step.parts.values())
         note = f"epoch {step.epoch}  loss {step.loss:.3f} ({parts})  {self._rate:.1f} images/s"
         self._bars.update(self._tasks["training"], completed=step.number, note=note)

@@ -6,47 +6,29 @@ stops by what it does between two of them.
 The recipe (published code): AdamW with betas 0.9 and 0.999, the rate scaled by the batch and
 multiplied by 0.1 once after 80 % of the epochs; weight decay on tensors of two or more dimensions
 there; gradients clipped at norm 5; every epoch a new order, an incomplete last batch left out.
+
+On a GPU the host never waits for a step: numbers arrive later (``mambaad.steps``), batches come
+through fixed buffers (``mambaad.batches``), and a step is one CUDA graph (``mambaad.graphs``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mambaad.batches import Batches, Feed
 from mambaad.config import TrainConfig
-from mambaad.data import PictureStore
-from mambaad.data.tensors import FeatureStore, to_tensor
+from mambaad.devices import autocast
 from mambaad.errors import TrainingError
+from mambaad.graphs import GraphedStep, Lane
+from mambaad.steps import LaterStep, Numbers, Ring, Step
 
-
-@dataclass(frozen=True)
-class Step:
-    """What one training step did."""
-
-    number: int
-    """1 for the first."""
-
-    epoch: int
-    """1 for the first."""
-
-    loss: float
-    """The loss before the update."""
-
-    parts: dict[str, float]
-    """The loss by scale."""
-
-    gradient_norm: float
-    """L2 norm of the gradient before clipping."""
-
-    learning_rate: float
-    """The rate of this step."""
+__all__ = ["Method", "Step", "build_optimizer", "computing", "fit", "parameter_groups"]
 
 
 class Method(Protocol):
@@ -57,35 +39,6 @@ class Method(Protocol):
     ) -> dict[str, Tensor]:
         """The parts of the loss, whose sum is the loss."""
         ...
-
-
-@dataclass
-class Batches:
-    """Training pictures in batches: which ones a step sees depends on seed and step alone."""
-
-    store: PictureStore
-    size: int
-    seed: int
-    device: torch.device
-    features: FeatureStore | None = None
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps in an epoch."""
-        return max(1, len(self.store) // self.size)
-
-    def indices(self, step: int) -> NDArray[np.intp]:
-        """The pictures of a step, counted from 0."""
-        epoch, batch = divmod(step, self.per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
-        return order[batch * self.size : (batch + 1) * self.size]
-
-    def load(self, step: int) -> tuple[Tensor | None, list[Tensor] | None]:
-        """Images, or kept features instead."""
-        indices = self.indices(step)
-        if self.features is not None:
-            return None, [maps.to(self.device) for maps in self.features[indices]]
-        return to_tensor(self.store[indices], self.device), None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -109,10 +62,41 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def build_optimizer(
     model: nn.Module, config: TrainConfig, batch_size: int | None = None
 ) -> torch.optim.AdamW:
-    """AdamW at the rate for a batch of ``batch_size`` (the configured one if None)."""
+    """AdamW at the rate for a batch of ``batch_size`` (the configured one if None).
+
+    On a GPU it is torch's fused one, with the rate in a tensor there, so that a CUDA graph holds
+    it and the rate can still change. ``defaults["lr"]`` is the rate as a number on any device.
+    """
     rate = config.learning_rate * (batch_size or config.batch_size) / 16
     groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8)
+    device = groups[0]["params"][0].device
+    if device.type != "cuda":
+        return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = torch.optim.AdamW(
+        groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=True, capturable=True
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(rate, device=device)
+    return optimizer
+
+
+@contextmanager
+def computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Autocast as ``precision`` says, and cuDNN so that a repeated run gives the same bits.
+
+    cuDNN's convolutions in float32 are float32 here: torch would let them round their inputs to
+    TF32 on a GPU, as the published code did, but float32 is what parity is measured in, and who
+    wants speed takes bf16. Algorithms are chosen by rule, not by timing.
+    """
+    backend = torch.backends.cudnn
+    flags = backend.flags(
+        enabled=backend.enabled,
+        benchmark=False,
+        deterministic=backend.deterministic,
+        allow_tf32=False,
+    )
+    with flags, autocast(precision, device):
+        yield
 
 
 def fit(
@@ -122,45 +106,146 @@ def fit(
     config: TrainConfig,
     *,
     start: int = 0,
+    graph: bool = True,
+    tell: Callable[[str], None] | None = None,
 ) -> Iterator[Step]:
     """Train from step ``start`` to the end of the last epoch; yield every step.
 
-    ``model`` (a ``Method``) and ``optimizer`` are changed in place. The caller decides what to log
-    and when to save, by what it does between two steps.
+    ``model`` (a ``Method``) and ``optimizer`` are changed in place, and are in the state after a
+    step when that step is yielded; on a GPU, as far as its queue is concerned. The caller decides
+    what to log and when to save, by what it does between two steps; before saving it waits for
+    the step with ``Step.wait``, which raises if the weights are spoilt.
+
+    Args:
+        model: The network, on the device of ``data``.
+        data: The pictures.
+        optimizer: From ``build_optimizer``.
+        config: The recipe.
+        start: Steps done already.
+        graph: Whether a GPU's steps become a CUDA graph. The numbers are the same without.
+        tell: Told in a line if that is not possible.
 
     Raises:
-        TrainingError: If the loss or the gradient is not finite; names the batch's pictures.
+        TrainingError: If the loss or the gradient is not finite; names the batch's pictures. On a
+            GPU up to ``mambaad.steps.SLOTS`` steps later.
     """
-    method: Method = model  # type: ignore[assignment]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    full_rate = optimizer.param_groups[0]["lr"]
-    decay_step = max(1, int(config.decay_at * config.epochs)) * data.per_epoch
-    limit = config.clip_norm or math.inf
+    learner = _Learner(model, optimizer, config, data.device)
+    moments = _schedule(config, optimizer.defaults["lr"], data.per_epoch, start)
     model.train()
-    for index in range(start, config.epochs * data.per_epoch):
-        rate = full_rate * (config.decay_factor if index >= decay_step else 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images, features = data.load(index)
-        with torch.autocast(data.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            parts = method.loss_parts(images, features)
+    if data.device.type != "cuda":
+        yield from _fit_directly(learner, data, moments)
+        return
+    with torch.cuda.device(data.device):
+        ring, lane = Ring(lambda step, n: _not_finite(data, step, n)), Lane(data.device)
+    feed = Feed(data)
+    step = GraphedStep(
+        lambda: learner.learn(feed), lane.capture if graph else None, tell or (lambda _: None)
+    )
+    yield from _fit_ahead(learner, feed, step, ring, lane.open, moments)
+
+
+class _Moment(NamedTuple):
+    """What is known of a step beforehand."""
+
+    number: int
+    epoch: int
+    rate: float
+
+
+def _schedule(config: TrainConfig, rate: float, per_epoch: int, start: int) -> Iterator[_Moment]:
+    decay_step = max(1, int(config.decay_at * config.epochs)) * per_epoch
+    for index in range(start, config.epochs * per_epoch):
+        factor = config.decay_factor if index >= decay_step else 1.0
+        yield _Moment(index + 1, index // per_epoch + 1, rate * factor)
+
+
+class _Learner:
+    """The parts of a step. Nothing in it reads a value back from the device."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.AdamW,
+        config: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        self.optimizer = optimizer
+        self.names: tuple[str, ...] = ()
+        self.values = torch.empty(0)
+        self._method: Method = model  # type: ignore[assignment]
+        self._trainable = [p for p in model.parameters() if p.requires_grad]
+        self._limit = config.clip_norm or math.inf
+        self._precision, self._device = config.precision, device
+        self._rate: float | None = None
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate from here on."""
+        if rate == self._rate:
+            return
+        self._rate = rate
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)  # the tensor stays: a CUDA graph reads it
+            else:
+                group["lr"] = rate
+
+    def compute(self, images: Tensor | None, features: Sequence[Tensor] | None) -> Tensor:
+        """Loss and clipped gradients. Returns: loss, norm before clipping, and the loss's parts."""
+        with computing(self._precision, self._device):
+            parts = self._method.loss_parts(images, features)
             loss = torch.stack(list(parts.values())).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(trainable, limit)
-        if not bool(torch.isfinite(loss + norm)):
-            files = ["/".join(data.store.paths[i].parts[-4:]) for i in data.indices(index)]
-            raise TrainingError(
-                f"the loss is {loss.item():g} and the gradient's norm {norm.item():g} at step "
-                f"{index + 1}; the pictures of its batch: {', '.join(files)}. Try a lower "
-                "train.learning_rate"
-            )
-        optimizer.step()
-        yield Step(
-            number=index + 1,
-            epoch=index // data.per_epoch + 1,
-            loss=loss.item(),
-            parts={name: part.item() for name, part in parts.items()},
-            gradient_norm=norm.item(),
-            learning_rate=rate,
-        )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._trainable, self._limit)
+        self.names = tuple(parts)
+        return torch.stack([loss.detach(), norm, *(part.detach() for part in parts.values())])
+
+    def learn(self, feed: Feed) -> None:
+        """A whole step on the batch in the feed's buffers; leaves its numbers in ``values``."""
+        values = self.compute(*feed.inputs())
+        self.optimizer.step()
+        if self.values.shape != values.shape:
+            self.values = torch.empty_like(values)  # in the first step, which no graph holds
+        self.values.copy_(values)
+
+
+def _fit_directly(learner: _Learner, data: Batches, moments: Iterator[_Moment]) -> Iterator[Step]:
+    """Every step's numbers are looked at before its update."""
+    for number, epoch, rate in moments:
+        learner.set_rate(rate)
+        numbers = Numbers.of(learner.compute(*data.load(number - 1)), learner.names)
+        if not numbers.finite:
+            raise _not_finite(data, number, numbers)
+        learner.optimizer.step()
+        yield Step(number, epoch, numbers.loss, numbers.parts, numbers.gradient_norm, rate)
+
+
+def _fit_ahead(
+    learner: _Learner,
+    feed: Feed,
+    step: Callable[[], None],
+    ring: Ring,
+    queue: Callable[[], AbstractContextManager[None]],
+    moments: Iterator[_Moment],
+) -> Iterator[Step]:
+    """Steps are put into the device's queue, and their numbers are looked at when they come."""
+    try:
+        for number, epoch, rate in moments:
+            with queue():
+                learner.set_rate(rate)
+                feed.fill(number - 1)
+                step()
+                pending = ring.push(number, learner.values, learner.names)
+            yield LaterStep(epoch, rate, pending)
+        ring.drain()
+    finally:
+        feed.close()
+        learner.optimizer.zero_grad(set_to_none=True)  # they lie in the graph's memory
+
+
+def _not_finite(data: Batches, step: int, numbers: Numbers) -> TrainingError:
+    files = ["/".join(data.store.paths[i].parts[-4:]) for i in data.indices(step - 1)]
+    return TrainingError(
+        f"the loss is {numbers.loss:g} and the gradient's norm {numbers.gradient_norm:g} at step "
+        f"{step}; the pictures of its batch: {', '.join(files)}. Try a lower train.learning_rate"
+    )

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from mambaad import checkpoint
-from mambaad.errors import ConfigError
-from mambaad.fit import Step
+from mambaad.errors import ConfigError, TrainingError
+from mambaad.steps import Step
 
 
 class StepLog:
-    """A context manager; ``write`` takes each step. Lines after ``start`` are cut off first."""
+    """A context manager; ``write`` takes each step. Lines after ``start`` are cut off first.
+
+    A step whose numbers are on their way from a GPU is written once they are there, in order.
+    """
 
     def __init__(
         self, run: Path, start: int, seconds: float, batch_size: int, tensorboard: bool
@@ -24,6 +29,7 @@ class StepLog:
         self.seconds = seconds
         self._file: TextIO | None = None
         self._clock = time.monotonic()
+        self._waiting: deque[Step] = deque()
         self._board = _tensorboard(run, start) if tensorboard else None
         kept = []
         if start and self.path.is_file():
@@ -36,15 +42,47 @@ class StepLog:
         self._clock = time.monotonic()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                self.flush()
+            else:  # what failed is on its way up already; a GPU that failed cannot be asked
+                with suppress(TrainingError, RuntimeError):
+                    self.flush()
+        finally:
+            if self._file is not None:
+                self._file.close()
+            if self._board is not None:
+                self._board.close()
 
     def write(self, step: Step) -> None:
-        now = time.monotonic()
-        took, self._clock = now - self._clock, now
+        """Take in a step, and write those that are ready.
+
+        Raises:
+            TrainingError: If the numbers of one are not finite.
+        """
+        self._waiting.append(step)
+        ready = []
+        while self._waiting and self._waiting[0].ready:
+            ready.append(self._waiting.popleft())
+        if ready:  # several at once share the time since the last ones
+            share = (time.monotonic() - self._clock) / len(ready)
+            for each in ready:
+                self._line(each, share)
+
+    def flush(self) -> None:
+        """Wait for all steps taken in, and write them.
+
+        Raises:
+            TrainingError: If the numbers of one are not finite.
+        """
+        while self._waiting:
+            step = self._waiting.popleft()
+            step.wait()
+            self._line(step, time.monotonic() - self._clock)
+
+    def _line(self, step: Step, took: float) -> None:
+        self._clock += took
         self.seconds += took
         values = {
             "step": step.number,

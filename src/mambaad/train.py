@@ -18,9 +18,10 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mambaad import checkpoint
+from mambaad.batches import Batches
 from mambaad.calibrate import Source, calibrate, save_calibration
 from mambaad.config import TOTAL_STRIDE, Config
 from mambaad.data import (
@@ -28,18 +29,31 @@ from mambaad.data import (
     PictureStore,
     Sample,
     available_memory,
-    choose_cache,
     fingerprint,
     read_dataset,
 )
-from mambaad.data.tensors import FeatureStore, feature_bytes
-from mambaad.devices import pick_device
+from mambaad.data.cache import StoreMode
+from mambaad.data.memory import PICTURE_SHARE, choose_place
+from mambaad.data.tensors import (
+    CPU,
+    DevicePictures,
+    FeatureStore,
+    feature_bytes,
+    free_device_memory,
+)
+from mambaad.devices import pick_device, resolve_precision
 from mambaad.errors import CheckpointError, ConfigError, DatasetError
-from mambaad.fit import Batches, Step, build_optimizer, fit
+from mambaad.fit import build_optimizer, computing, fit
 from mambaad.inference import score_pictures
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
+from mambaad.model.warmup import warm_up
+from mambaad.state import load_state, make_note, save_state
 from mambaad.steplog import StepLog, require_tensorboard
+from mambaad.steps import Step
+
+ENCODED_PIXELS = 64 * 256 * 256
+"""Pixels that a GPU encodes at once when features are kept."""
 
 HOLDOUT_SHARE = 0.1
 HOLDOUT_LEAST = 3
@@ -59,7 +73,7 @@ class Observer:
         """The steps begin; ``done`` is more than 0 when resuming."""
 
     def step(self, step: Step) -> None:
-        """A step is done."""
+        """A step is done; on a GPU it may be on its way yet, and reading its numbers waits."""
 
 
 def train(
@@ -90,8 +104,7 @@ def train(
         MambaADError: DatasetError, ConfigError, WeightsError, CheckpointError or TrainingError.
         KeyboardInterrupt: Passed on, after the state has been saved.
     """
-    observer = observer or Observer()
-    target = pick_device(device)
+    observer, target = observer or Observer(), pick_device(device)
     check_run_folder(run, resume, tensorboard)
     dataset = read_dataset(config.data.root, config.data.layout, config.data.categories)
     chosen, held_out = split_holdout(dataset, config)
@@ -108,17 +121,18 @@ def train(
     record = checkpoint.provenance(config, target, encoder_weights=source, batch_size=size, **about)
     checkpoint.save_config(run, config)
     checkpoint.save_provenance(run, record)
+    _compile_kernels(config, model, size, target, observer)
 
     def save(step: int, seconds: float) -> None:
         save_state(run, model, optimizer, make_note(config, data_id, step, seconds))
 
-    steps = fit(model, data, optimizer, config.train, start=start)
+    steps = fit(model, data, optimizer, config.train, start=start, tell=observer.message)
     observer.begin(start, config.train.epochs * data.per_epoch, size)
     with StepLog(run, start, seconds, size, tensorboard) as log:
         _run_steps(steps, log, save, config.train.checkpoint_minutes, observer, start)
     model.eval()
     checkpoint.save_model(run, model)
-    _calibrate(run, model, chosen, held_out, data.store, aside, target, observer)
+    _calibrate(run, config, model, chosen, held_out, (data.store, aside), target, observer)
     checkpoint.save_provenance(run, {**record, "training_seconds": round(log.seconds, 1)})
     (run / checkpoint.STATE).unlink(missing_ok=True)
     return model
@@ -152,6 +166,15 @@ def _batch_size(config: Config, pictures: int) -> int:
     return size
 
 
+def _compile_kernels(
+    config: Config, model: MambaAD, batch_size: int, device: torch.device, observer: Observer
+) -> None:
+    """On a GPU, what the first step would do one after the other: minutes on a new machine."""
+    precision, size = resolve_precision(config.train.precision, device), config.data.image_size
+    tell = observer.message
+    warm_up(model, batch_size, size, device, precision, training=True, tell=tell)
+
+
 def _run_steps(
     steps: Iterator[Step],
     log: StepLog,
@@ -171,13 +194,16 @@ def _run_steps(
             done = step.number
             log.write(step)
             observer.step(step)
-            if interrupt.asked:
-                save(done, log.seconds)
-                observer.message(f"interrupted after step {done}; the state is saved")
-                raise KeyboardInterrupt
-            if time.monotonic() - saved_at > 60 * minutes:
+            due = time.monotonic() - saved_at > 60 * minutes
+            if interrupt.asked or due:
+                step.wait()  # raises if the weights are spoilt
+                log.flush()
                 save(done, log.seconds)
                 saved_at = time.monotonic()
+            if interrupt.asked:
+                observer.message(f"interrupted after step {done}; the state is saved")
+                raise KeyboardInterrupt
+    log.flush()
     save(done, log.seconds)
 
 
@@ -278,49 +304,69 @@ def prepare_batches(
     Raises:
         ImageError: At the first picture that cannot be read.
     """
-    size = config.data.image_size
+    size, paths = config.data.image_size, [s.image for s in samples]
+    gpu = device.type == "cuda"
+    bf16 = resolve_precision(config.train.precision, device) == "bf16"
 
     def encode(images: Tensor) -> list[Tensor]:
-        bf16 = config.train.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model.encode(images)
+        with computing(config.train.precision, device):
+            maps = model.encode(images)
+        return [m.bfloat16() for m in maps] if gpu and bf16 else maps
 
-    cache = choose_cache(
+    memory = available_memory()
+    picture_bytes = len(samples) * size[0] * size[1] * 3
+    cache, on_gpu = choose_place(
         config.data.cache,
-        len(samples) * size[0] * size[1] * 3,
+        picture_bytes,
         len(samples) * feature_bytes(encode, size, device),
-        available_memory(),
+        memory,
+        free_device_memory(device),
     )
-    mode = "none" if cache == "features" else cache
-    store = PictureStore([s.image for s in samples], size, mode)
+    mode: StoreMode = "none" if cache == "features" else cache
+    if on_gpu:  # also in the host's memory if they fit: calibration reads them once more
+        mode = "pictures" if picture_bytes <= PICTURE_SHARE * memory else "none"
+    store = PictureStore(paths, size, mode)
+    store.fill(lambda d, n: observer.progress("decoding", d, n))
     data = Batches(store, batch_size, config.train.seed, device)
     if cache == "features":
         data.features = FeatureStore(
-            store, encode, device, progress=lambda d, n: observer.progress("encoding", d, n)
+            store,
+            encode,
+            device,
+            home=device if on_gpu else CPU,
+            channels_last=gpu,
+            batch_size=max(1, ENCODED_PIXELS // math.prod(size)) if gpu else 16,
+            progress=lambda d, n: observer.progress("encoding", d, n),
         )
-    else:
-        store.fill(lambda d, n: observer.progress("decoding", d, n))
+    elif on_gpu:
+        data.pictures = DevicePictures(store, device)
     return data
 
 
 def _calibrate(
     run: Path,
+    config: Config,
     model: MambaAD,
     chosen: Sequence[Sample],
     held_out: Sequence[Sample],
-    store: PictureStore,
-    aside: PictureStore,
+    stores: tuple[PictureStore, PictureStore],
     device: torch.device,
     observer: Observer,
 ) -> None:
-    """Thresholds: of a category's held-out pictures, or of its training pictures if it has none."""
+    """Thresholds: of a category's held-out pictures, or of its training pictures if it has none.
+
+    ``stores`` are those of ``chosen`` and of ``held_out``.
+    """
+    store, aside = stores
     apart = {s.category for s in held_out}
     rest = [i for i, s in enumerate(chosen) if s.category not in apart]
+    precision = config.train.precision
     scores = score_pictures(
-        model, aside, device, progress=lambda d, n: observer.progress("calibrating", d, n)
-    )
+        model, aside, device, precision=precision,
+        progress=lambda d, n: observer.progress("calibrating", d, n),
+    )  # fmt: skip
     scores += score_pictures(
-        model, store, device, indices=rest,
+        model, store, device, indices=rest, precision=precision,
         progress=lambda d, n: observer.progress("calibrating the rest", d, n),
     )  # fmt: skip
     source: Source = "held-out training pictures" if held_out else "training pictures"
@@ -328,66 +374,3 @@ def _calibrate(
         source = "held-out training pictures, or training pictures of categories with few"
     names = [s.category for s in held_out] + [chosen[i].category for i in rest]
     save_calibration(run, calibrate(scores, names, source))
-
-
-def make_note(config: Config, fingerprint: str, step: int, seconds: float) -> dict[str, Any]:
-    """What a state says of itself, beside its tensors."""
-    return {
-        "step": step,
-        "seconds": seconds,
-        "config": config.to_mapping(),
-        "data_fingerprint": fingerprint,
-    }
-
-
-def save_state(
-    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, about: dict[str, Any]
-) -> None:
-    """Save all that the next step depends on: weights, statistics, optimiser, random state.
-
-    Args:
-        about: From ``make_note``.
-    """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    checkpoint.save_tensors(run / checkpoint.STATE, tensors, about)
-
-
-def load_state(
-    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: Config, fingerprint: str
-) -> tuple[int, float]:
-    """Put back what ``save_state`` saved; the number of steps done and their seconds.
-
-    Raises:
-        CheckpointError: If the file is damaged, or the pictures are not those of the run.
-        ConfigError: If the settings are not those of the run.
-    """
-    tensors, about = checkpoint.load_tensors(run / checkpoint.STATE)
-    if about.get("config") != json.loads(json.dumps(config.to_mapping())):
-        raise ConfigError(f"the settings differ from those {run} began with; resume without any")
-    if about.get("data_fingerprint") != fingerprint:
-        raise CheckpointError(
-            f"the pictures have changed since {run} began: files were added, removed, renamed or "
-            "rewritten. Put them back, or train anew in another folder"
-        )
-    by_part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition(".")
-        by_part[part][name] = tensor
-    model.load_state_dict(by_part["model"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in by_part["optimizer"].items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    torch.set_rng_state(by_part["random"]["cpu"])
-    device = next(model.parameters()).device
-    if device.type == "cuda" and "cuda" in by_part["random"]:
-        torch.cuda.set_rng_state(by_part["random"]["cuda"], device)
-    return int(about["step"]), float(about["seconds"])

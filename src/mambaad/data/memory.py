@@ -16,6 +16,9 @@ FEATURE_SHARE = 0.25
 PICTURE_SHARE = 0.5
 """Share of the free memory that cached pictures may take under ``auto``."""
 
+DEVICE_SHARE = 0.4
+"""Share of a GPU's free memory that features or pictures may take; training needs the rest."""
+
 
 def choose_cache(
     requested: Cache, picture_bytes: int, feature_bytes: int, memory: int
@@ -37,6 +40,35 @@ def choose_cache(
     if feature_bytes <= FEATURE_SHARE * memory:
         return "features"
     return "pictures" if picture_bytes <= PICTURE_SHARE * memory else "disk"
+
+
+def choose_place(
+    requested: Cache,
+    picture_bytes: int,
+    feature_bytes: int,
+    memory: int,
+    device_memory: int | None,
+) -> tuple[ResolvedCache, bool]:
+    """Resolve ``DataConfig.cache`` where a GPU has memory of its own.
+
+    Args:
+        requested: The setting.
+        picture_bytes: What all prepared pictures take.
+        feature_bytes: What all of the encoder's feature maps take.
+        memory: Free memory of the host in bytes.
+        device_memory: Free memory of the GPU in bytes; None if the host computes.
+
+    Returns:
+        What is kept, and whether on the GPU: features, else pictures, up to ``DEVICE_SHARE`` of
+        its memory. What was asked for by name, or fits in neither way, is kept by the host.
+    """
+    if device_memory is not None:
+        room = DEVICE_SHARE * device_memory
+        if requested in ("auto", "features") and feature_bytes <= room:
+            return "features", True
+        if requested in ("auto", "pictures") and picture_bytes <= room:
+            return "pictures", True
+    return choose_cache(requested, picture_bytes, feature_bytes, memory), False
 
 
 def available_memory(root: Path = Path("/")) -> int:

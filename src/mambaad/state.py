@@ -1,0 +1,81 @@
+"""The state of a training in the middle: all that the next step depends on.
+
+``state.safetensors`` holds the weights and statistics, the optimiser's moments and counts, and the
+random numbers' states; its note says how far the training is, and of what settings and data.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mambaad import checkpoint
+from mambaad.config import Config
+from mambaad.errors import CheckpointError, ConfigError
+
+
+def make_note(config: Config, fingerprint: str, step: int, seconds: float) -> dict[str, Any]:
+    """What a state says of itself, beside its tensors."""
+    return {
+        "step": step,
+        "seconds": seconds,
+        "config": config.to_mapping(),
+        "data_fingerprint": fingerprint,
+    }
+
+
+def save_state(
+    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, about: dict[str, Any]
+) -> None:
+    """Save all that the next step depends on: weights, statistics, optimiser, random state.
+
+    Args:
+        about: From ``make_note``.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    checkpoint.save_tensors(run / checkpoint.STATE, tensors, about)
+
+
+def load_state(
+    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: Config, fingerprint: str
+) -> tuple[int, float]:
+    """Put back what ``save_state`` saved; the number of steps done and their seconds.
+
+    Raises:
+        CheckpointError: If the file is damaged, or the pictures are not those of the run.
+        ConfigError: If the settings are not those of the run.
+    """
+    tensors, about = checkpoint.load_tensors(run / checkpoint.STATE)
+    if about.get("config") != json.loads(json.dumps(config.to_mapping())):
+        raise ConfigError(f"the settings differ from those {run} began with; resume without any")
+    if about.get("data_fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"the pictures have changed since {run} began: files were added, removed, renamed or "
+            "rewritten. Put them back, or train anew in another folder"
+        )
+    by_part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition(".")
+        by_part[part][name] = tensor
+    model.load_state_dict(by_part["model"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in by_part["optimizer"].items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    torch.set_rng_state(by_part["random"]["cpu"])
+    device = next(model.parameters()).device
+    if device.type == "cuda" and "cuda" in by_part["random"]:
+        torch.cuda.set_rng_state(by_part["random"]["cuda"], device)
+    return int(about["step"]), float(about["seconds"])
