@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import SMALL
 from torch import Tensor
 
 from mambaad.data import PictureStore
-from mambaad.inference import anomaly_maps, batches, picture_scores
+from mambaad.data.tensors import normalise, to_tensor
+from mambaad.errors import ConfigError, ImageError
+from mambaad.inference import Scorer, batch_size_for, batches, picture_scores, score_pictures
+from mambaad.model import MambaAD, build
 
 CPU = torch.device("cpu")
 
@@ -27,6 +33,16 @@ def store(tiny_data: Path) -> PictureStore:
     return PictureStore(sorted((tiny_data / "metal" / "train").rglob("*.png")), (32, 48))
 
 
+@pytest.fixture(scope="module")
+def small() -> MambaAD:
+    torch.manual_seed(0)
+    return build(SMALL).eval()
+
+
+def random_pictures(count: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, *size, 3), dtype=np.uint8)
+
+
 def test_batches_go_through_all_pictures_in_order(store: PictureStore) -> None:
     calls: list[tuple[int, int]] = []
     parts = list(
@@ -36,12 +52,103 @@ def test_batches_go_through_all_pictures_in_order(store: PictureStore) -> None:
     assert calls == [(4, 6), (6, 6)]
     pictures = store[np.arange(6)]
     assert np.array_equal(np.concatenate([p[1] for p in parts]), pictures)
-    maps = anomaly_maps(Red(), pictures, CPU)
+    maps, scores = Scorer(Red(), CPU)(pictures)
     assert np.array_equal(np.concatenate([p[2] for p in parts]), maps)
-    assert picture_scores(maps).tolist() == [m.max() for m in maps]
+    assert picture_scores(maps).tolist() == [m.max() for m in maps] == scores.tolist()
+    assert score_pictures(Red(), store, CPU, indices=[3, 0]) == scores[[3, 0]].tolist()
 
 
 def test_chosen_pictures_only(store: PictureStore) -> None:
     parts = list(batches(Red(), store, CPU, indices=[5, 1]))
     assert parts[0][0].tolist() == [5, 1]
     assert np.array_equal(parts[0][1], store[[5, 1]])
+
+
+def test_an_unreadable_picture_ends_it(store: PictureStore, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    broken = PictureStore([*store.paths[:3], tmp_path / "x.png"], (32, 48), "none")
+    before = threading.active_count()
+    running = batches(Red(), broken, CPU, batch_size=2)
+    assert next(running)[0].tolist() == [0, 1]
+    with pytest.raises(ImageError, match=r"x\.png"):
+        next(running)
+    assert threading.active_count() == before
+
+
+def test_the_result_is_the_methods_own_to_the_bit(small: MambaAD) -> None:
+    """An array, a tensor of pictures, normalised images: whatever comes in."""
+    pictures = random_pictures(3)
+    with torch.no_grad():
+        expected = small.anomaly_maps(to_tensor(pictures, CPU))
+    scorer = Scorer(small, CPU)
+    assert scorer.precision == "float32"
+    tensor = torch.from_numpy(pictures)
+    for maps, scores in (scorer(pictures), scorer(tensor)):
+        assert np.array_equal(maps, expected.numpy())
+        assert np.array_equal(scores, expected.amax((1, 2)).numpy())
+    for images in (tensor, normalise(tensor)):
+        maps_, scores_ = scorer.on_device(images)
+        assert torch.equal(maps_, expected)
+        assert torch.equal(scores_, expected.amax((1, 2)))
+        assert not maps_.requires_grad
+        assert not maps_.is_inference()
+
+
+def test_a_stream_keeps_the_order_and_the_sizes() -> None:
+    sent = [random_pictures(n, (32, 32 * n)) for n in (2, 1, 3)]
+    taken = []
+
+    def sending() -> Iterator[np.ndarray]:
+        for pictures in sent:
+            taken.append(len(pictures))
+            yield pictures
+
+    scorer = Scorer(Red(), CPU)
+    for pictures, (maps, scores) in zip(sent, scorer.stream(sending()), strict=True):
+        assert np.array_equal(maps, to_tensor(pictures, CPU)[:, 0].numpy())
+        assert np.array_equal(scores, maps.max((1, 2)))
+    assert taken == [2, 1, 3]
+
+
+def test_weights_changed_in_place_are_seen_in_float32(small: MambaAD) -> None:
+    model = build(SMALL).eval()
+    scorer = Scorer(model, CPU)
+    pictures = random_pictures(1)
+    before = scorer(pictures)[1]
+    model.load_state_dict(small.state_dict())
+    assert scorer(pictures)[1] != before
+    assert np.array_equal(scorer(pictures)[0], Scorer(small, CPU)(pictures)[0])
+
+
+def test_bf16_is_near_float32(small: MambaAD) -> None:
+    pictures = random_pictures(2)
+    exact = Scorer(small, CPU)(pictures)[0]
+    rough = Scorer(small, CPU, precision="bf16")(pictures)[0]
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max() < 0.02 * exact.max()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="precision must be auto, float32 or bf16, got 'half'"):
+        Scorer(Red(), CPU, precision="half")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(32, 32, 3, dtype=torch.uint8),
+        torch.zeros(1, 32, 32, 3),
+        torch.zeros(1, 3, 32, 32, dtype=torch.int64),
+    ],
+    ids=str,
+)
+def test_other_shapes_and_types_are_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 \(B, H, W, 3\)"):
+        Scorer(Red(), CPU).on_device(images)
+
+
+def test_batch_sizes() -> None:
+    gpu = torch.device("cuda")
+    assert batch_size_for(CPU, (256, 256)) == 8
+    assert [batch_size_for(gpu, (s, s)) for s in (256, 512, 544)] == [64, 64, 32]

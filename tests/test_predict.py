@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mambaad
+from mambaad import reading
 from mambaad.data import load_picture
 from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
 from mambaad.predict import FIELDS, Detector, Prediction, find_pictures, predict_files
@@ -103,8 +106,6 @@ def test_an_unknown_category_is_refused(detector: Detector, tiny_data: Path) -> 
 
 
 def test_the_model_gives_teacher_and_student(detector: Detector) -> None:
-    import torch
-
     teacher, student = detector.model(torch.zeros(2, 3, 64, 96))
     assert [tuple(t.shape) for t in teacher] == [(2, 32, 16, 24), (2, 64, 8, 12), (2, 128, 4, 6)]
     assert [t.shape for t in teacher] == [s.shape for s in student]
@@ -157,7 +158,72 @@ def test_an_interrupted_prediction_leaves_no_half_table(
     detector: Detector, tiny_data: Path, tmp_path: Path
 ) -> None:
     files = find_pictures([tiny_data / "metal" / "test"])
+    before = threading.active_count()
     running = predict_files(detector, files, tmp_path, heatmaps=False)
     next(running)
     running.close()
     assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == before
+
+
+def test_an_interrupted_prediction_leaves_no_half_heatmap(
+    detector: Detector, tiny_data: Path, tmp_path: Path
+) -> None:
+    files = find_pictures([tiny_data / "metal" / "test"])
+    running = predict_files(detector, files, tmp_path)
+    next(running)
+    running.close()
+    heatmaps = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert 1 <= len(heatmaps) <= len(files)
+    assert all(path.name[0] != "." and path.suffix == ".jpg" for path in heatmaps)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_results_keep_the_order_of_the_files(
+    tiny_run: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    batch_size: int,
+) -> None:
+    """Errors in their places, at the beginning, between and at the end, whatever the batches."""
+    detector = mambaad.load(tiny_run, device="cpu")
+    detector.batch_size = batch_size
+    if batch_size == 64:
+        monkeypatch.setattr(reading, "HELD_BYTES", 100_000)  # less than four pictures
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    good = sorted(tiny_data.rglob("test/*/*.png"))
+    paths = [broken, broken, *good[:5], broken, *good[5:], good[0], broken]
+    files = [(path, Path(f"{number}")) for number, path in enumerate(paths)]
+    results = list(predict_files(detector, files, tmp_path / "out", heatmaps=batch_size == 64))
+    for path, result in zip(paths, results, strict=True):
+        assert isinstance(result, ImageError if path == broken else Prediction)
+        if isinstance(result, Prediction):
+            alone = detector.predict(path)
+            assert result.image_path == path
+            assert result.pred_score == pytest.approx(alone.pred_score, rel=1e-5)
+            assert result.anomaly_map.base is None  # the batch is not kept
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
+    assert [row["image_path"] for row in rows] == [str(p) for p in paths if p != broken]
+
+
+def test_nothing_but_errors(detector: Detector, tmp_path: Path) -> None:
+    files = [(tmp_path / f"{n}.png", Path(str(n))) for n in range(3)]
+    results = list(predict_files(detector, files, tmp_path / "out"))
+    assert [type(r) for r in results] == [ImageError] * 3
+    assert detector.predict([]) == []
+
+
+def test_precision_is_the_runs_on_a_gpu_only(tiny_run: Path) -> None:
+    config = mambaad.load(tiny_run, device="cpu").config
+    rough = Detector(
+        config.override({"train.precision": "bf16"}),
+        mambaad.build(config.model),
+        None,
+        torch.device("cpu"),
+    )
+    assert rough.scorer.precision == "float32"
+    assert Detector.load(tiny_run, device="cpu", precision="bf16").scorer.precision == "bf16"
+    with pytest.raises(ConfigError, match="precision must be auto, float32 or bf16, got 'half'"):
+        Detector.load(tiny_run, device="cpu", precision="half")

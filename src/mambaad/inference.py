@@ -6,18 +6,37 @@ prediction, so that a picture is prepared and scored in one way only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from mambaad.data.cache import PictureStore, Progress
-from mambaad.data.tensors import to_tensor
+from mambaad.data.tensors import normalise
+from mambaad.devices import autocast, resolve_precision
+from mambaad.model.fold import inference_copy
+from mambaad.model.mambaad import MambaAD
+from mambaad.model.warmup import warm_up
+from mambaad.pipeline import ahead
+from mambaad.replay import Function, Replay
 
-BATCH_SIZE = 8
+LARGE = 512 * 512
+"""Pixels of a picture above which a GPU gets half as many at once."""
+
+IN_FLIGHT = 2
+"""Batches that are on their way through the GPU while the next one is prepared."""
+
+_log = logging.getLogger(__name__)
+
+Pictures = NDArray[np.uint8]
+Maps = NDArray[np.float32]
 
 
 class Method(Protocol):
@@ -28,16 +47,173 @@ class Method(Protocol):
         ...
 
 
-def anomaly_maps(
-    method: Method, pictures: NDArray[np.uint8], device: torch.device
-) -> NDArray[np.float32]:
-    """Anomaly maps, (B, H, W), of prepared pictures, uint8 (B, H, W, 3)."""
-    with torch.inference_mode():
-        maps: NDArray[np.float32] = method.anomaly_maps(to_tensor(pictures, device)).cpu().numpy()
-    return maps
+class Scorer:
+    """A method on a device, ready to score. Safe to use from several threads.
+
+    On CUDA, calls are replayed CUDA graphs (``mambaad.replay``). In float32 they see later changes
+    of the method's weights if those are made in place. In bf16 a network is copied with its weights
+    in bf16 (``mambaad.model.fold``), so make a new Scorer once it has been trained further.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        device: torch.device,
+        *,
+        precision: str = "auto",
+        graph: bool = True,
+    ) -> None:
+        """Take over a method.
+
+        Args:
+            method: On ``device`` and in evaluation mode.
+            device: Where it is.
+            precision: ``auto``, ``float32`` or ``bf16``; see ``mambaad.devices``.
+            graph: Whether calls on CUDA become graphs.
+
+        Raises:
+            ConfigError: If ``precision`` is none of the three.
+        """
+        self.device = device
+        self.precision = resolve_precision(precision, device)
+        self._method = method
+        self._run: Function = self._compute
+        self._sizes: set[tuple[int, int, int]] = set()
+        if device.type != "cuda":
+            return
+        if self.precision == "bf16" and isinstance(method, nn.Module):
+            self._method = inference_copy(method, torch.bfloat16)
+        if graph:
+            self._run = Replay(self._compute, device)
+        self._upload, self._work, self._download = (torch.cuda.Stream(device) for _ in range(3))
+
+    def __call__(self, pictures: Pictures | Tensor) -> tuple[Maps, NDArray[np.float32]]:
+        """Score one batch.
+
+        Args:
+            pictures: As prepared, uint8 (B, H, W, 3), an array or a tensor on any device.
+
+        Returns:
+            Anomaly maps (B, H, W) and scores (B,).
+
+        Raises:
+            ValueError: If it is of another shape or type.
+        """
+        if isinstance(pictures, Tensor):
+            maps, scores = self.on_device(pictures)
+            return maps.cpu().numpy(), scores.cpu().numpy()
+        with closing(self.stream([pictures])) as results:
+            return next(results)
+
+    def on_device(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Score one batch without a copy to the host; on CUDA, without waiting for the result.
+
+        Args:
+            images: uint8 (B, H, W, 3) as prepared, or floating point (B, 3, H, W), normalised.
+
+        Returns:
+            Anomaly maps (B, H, W) and scores (B,), float32, on the scorer's device.
+
+        Raises:
+            ValueError: If it is of another shape or type.
+        """
+        _check(images)
+        maps, scores = self._run(images.to(self.device))
+        return maps, scores
+
+    def stream(
+        self, batches: Iterable[Pictures]
+    ) -> Generator[tuple[Maps, NDArray[np.float32]], None, None]:
+        """Score batches, one after the other.
+
+        On CUDA the next batches are taken while earlier ones are uploaded, scored and downloaded,
+        each on a stream of its own; so a result comes up to ``IN_FLIGHT`` batches late.
+
+        Args:
+            batches: uint8 (B, H, W, 3) each, as prepared.
+
+        Yields:
+            Anomaly maps (B, H, W) and scores (B,) of each batch.
+
+        Raises:
+            ValueError: If a batch is of another shape or type.
+        """
+        if self.device.type != "cuda":
+            for pictures in batches:
+                maps, scores = self.on_device(torch.from_numpy(pictures))
+                yield maps.numpy(), scores.numpy()
+            return
+        running: deque[_Running] = deque()
+        try:
+            for pictures in batches:
+                running.append(self._start(torch.from_numpy(pictures)))
+                if len(running) > IN_FLIGHT:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:  # closed early: what the GPU still reads must not be given away
+            while running:
+                running.popleft().result()
+
+    def _start(self, images: Tensor) -> _Running:
+        _check(images)
+        pinned = torch.empty(images.shape, dtype=images.dtype, pin_memory=True).copy_(images)
+        with torch.cuda.stream(self._upload):
+            uploaded = pinned.to(self.device, non_blocking=True)
+        with torch.cuda.stream(self._work):
+            self._work.wait_stream(self._upload)
+            results = self._run(uploaded)
+        with torch.cuda.stream(self._download):
+            self._download.wait_stream(self._work)
+            maps, scores = (
+                torch.empty(r.shape, dtype=r.dtype, pin_memory=True).copy_(r, non_blocking=True)
+                for r in results
+            )
+            done = torch.cuda.Event()
+            done.record()
+        return _Running(maps, scores, done, (uploaded, *results))
+
+    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), autocast(self.precision, self.device), _exact(self.device):
+            inputs = normalise(images) if images.dtype == torch.uint8 else images
+            self._compile_kernels(inputs)
+            maps = self._method.anomaly_maps(inputs)
+        return maps, maps.amax((1, 2))
+
+    def _compile_kernels(self, inputs: Tensor) -> None:
+        """At the first batch of a size, before its graph is captured; replays never come here."""
+        batch, _, height, width = inputs.shape
+        if isinstance(self._method, MambaAD) and (batch, height, width) not in self._sizes:
+            self._sizes.add((batch, height, width))
+            size, precision = (height, width), self.precision
+            warm_up(
+                self._method, batch, size, self.device, precision, training=False, tell=_log.info
+            )
 
 
-def picture_scores(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class _Running:
+    """A batch on its way through the GPU. Every batch has its own buffers; torch recycles them."""
+
+    maps: Tensor
+    scores: Tensor
+    done: torch.cuda.Event
+    read: tuple[Tensor, ...]
+    """What other streams than the one that made it still read, kept until they have."""
+
+    def result(self) -> tuple[Maps, NDArray[np.float32]]:
+        self.done.synchronize()
+        return self.maps.numpy(), self.scores.numpy()
+
+
+def batch_size_for(device: torch.device, size: tuple[int, int]) -> int:
+    """How many pictures of this height and width to score at once."""
+    if device.type != "cuda":
+        return 8
+    return 32 if size[0] * size[1] > LARGE else 64
+
+
+def picture_scores(maps: Maps) -> NDArray[np.float32]:
     """Scores, (B,), of anomaly maps (B, H, W)."""
     scores: NDArray[np.float32] = maps.max(axis=(1, 2))
     return scores
@@ -50,14 +226,25 @@ def score_pictures(
     *,
     indices: Sequence[int] | None = None,
     progress: Progress | None = None,
+    precision: str = "auto",
 ) -> list[float]:
     """The scores of all pictures of a store, or of some.
+
+    Args:
+        method: On ``device`` and in evaluation mode; as it is now, see ``Scorer``.
+        store: The pictures.
+        device: Where the method is.
+        indices: Which pictures; None: all.
+        progress: Called with the number of pictures done and in all.
+        precision: ``auto``, ``float32`` or ``bf16``.
 
     Raises:
         ImageError: At the first picture that cannot be read.
     """
     scores: list[float] = []
-    for _, _, maps in batches(method, store, device, indices=indices, progress=progress):
+    for _, _, maps in batches(
+        method, store, device, indices=indices, progress=progress, precision=precision
+    ):
         scores += picture_scores(maps).tolist()
     return scores
 
@@ -68,18 +255,60 @@ def batches(
     device: torch.device,
     *,
     indices: Sequence[int] | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: Progress | None = None,
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.float32]]]:
+    precision: str = "auto",
+) -> Iterator[tuple[NDArray[np.intp], Pictures, Maps]]:
     """Go through a store; yield indices, prepared pictures and anomaly maps of each batch.
+
+    The next pictures are read while a batch is scored. The arguments are ``score_pictures``'s and
+    the batch size, chosen by device and picture size if it is None.
 
     Raises:
         ImageError: At the first picture that cannot be read.
     """
+    scorer = Scorer(method, device, precision=precision)
     chosen = np.arange(len(store)) if indices is None else np.asarray(indices, dtype=np.intp)
-    for start in range(0, len(chosen), batch_size):
-        part = chosen[start : start + batch_size]
-        pictures = store[part]
-        yield part, pictures, anomaly_maps(method, pictures, device)
-        if progress is not None:
-            progress(start + len(part), len(chosen))
+    step = batch_size or batch_size_for(device, store.size)
+    parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]
+    waiting: deque[tuple[NDArray[np.intp], Pictures]] = deque()
+
+    def taken(read: Iterable[tuple[NDArray[np.intp], Pictures]]) -> Iterator[Pictures]:
+        for part, pictures in read:
+            waiting.append((part, pictures))
+            yield pictures
+
+    done = 0
+    # the store has threads of its own; one here keeps them a batch ahead
+    with closing(ahead(lambda p: (p, store[p]), parts, workers=1, limit=2)) as read:
+        for maps, _ in scorer.stream(taken(read)):
+            part, pictures = waiting.popleft()
+            yield part, pictures, maps
+            done += len(part)
+            if progress is not None:
+                progress(done, len(chosen))
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """Convolutions of float32 tensors in float32: cuDNN would round them to TF32 by default."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _check(images: Tensor) -> None:
+    if images.dtype == torch.uint8:
+        if images.dim() != 4 or images.shape[3] != 3:
+            raise ValueError(f"pictures must be uint8 (B, H, W, 3), got {tuple(images.shape)}")
+    elif images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise ValueError(
+            "images must be uint8 (B, H, W, 3) or floating point (B, 3, H, W), got "
+            f"{images.dtype} {tuple(images.shape)}"
+        )

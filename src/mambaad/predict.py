@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,123 +19,85 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from mambaad.calibrate import Calibration, load_calibration
 from mambaad.checkpoint import load_model
 from mambaad.config import Config
-from mambaad.data import list_pictures, load_picture, picture_from_array, resize_picture
+from mambaad.data import list_pictures
+from mambaad.data.cache import worker_count
 from mambaad.data.layouts import MASK_NAMES
 from mambaad.devices import pick_device
 from mambaad.errors import ConfigError, DatasetError, ImageError
 from mambaad.files import replacing
 from mambaad.heatmap import overlay, scale_top
-from mambaad.inference import BATCH_SIZE, anomaly_maps, picture_scores
+from mambaad.inference import Scorer, batch_size_for
 from mambaad.model import MambaAD
+from mambaad.pipeline import ahead
+from mambaad.prediction import FIELDS, Box, Prediction
+from mambaad.reading import Read, Reader, groups
 
-Box = tuple[int, int, int, int]
+__all__ = ["FIELDS", "Box", "Detector", "Prediction", "find_pictures", "predict_files"]
+
 Picture = NDArray[Any]
 
 UNCALIBRATED_TOP = 0.2
 """Top of the heat maps' colour scale for a run without thresholds; maps lie in 0 to 2/3."""
-
-FIELDS = (
-    "image_path", "category", "pred_score", "threshold", "pred_label",
-    "box_left", "box_top", "box_right", "box_bottom", "width", "height",
-)  # fmt: skip
-"""Columns of ``predictions.csv``."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a detector says of one picture."""
-
-    image_path: Path | None
-    """Its file; None for an array."""
-
-    category: str | None
-    """The category whose threshold was used, if it is known."""
-
-    pred_score: float
-    """The maximum of the anomaly map; higher is more unusual."""
-
-    threshold: float | None
-    """Scores above it are defective; None if the run has no calibration."""
-
-    anomaly_map: NDArray[np.float32]
-    """(H, W) at the network's size."""
-
-    picture_size: tuple[int, int]
-    """Height and width of the picture itself."""
-
-    @property
-    def pred_label(self) -> bool | None:
-        """True if defective; None without a threshold."""
-        return None if self.threshold is None else self.pred_score > self.threshold
-
-    @property
-    def pred_mask(self) -> NDArray[np.bool_] | None:
-        """(H, W) at the network's size: pixels above the threshold; None without one."""
-        return None if self.threshold is None else self.anomaly_map > self.threshold
-
-    @property
-    def box(self) -> Box:
-        """The hottest region in the picture's own pixels: left, top, right, bottom (exclusive).
-
-        It is the connected region around the map's maximum that lies above the threshold or, where
-        the picture is below it or there is none, above the middle of the map's median and maximum.
-        """
-        middle = (float(np.median(self.anomaly_map)) + self.pred_score) / 2
-        level = self.threshold if self.pred_label and self.threshold is not None else middle
-        regions, _ = ndimage.label(self.anomaly_map > level, np.ones((3, 3)))
-        peak = np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape)
-        if regions[peak] == 0:  # a flat map
-            return 0, 0, self.picture_size[1], self.picture_size[0]
-        rows, columns = ndimage.find_objects((regions == regions[peak]).astype(np.int8))[0]
-        y, x = (p / m for p, m in zip(self.picture_size, self.anomaly_map.shape, strict=True))
-        return (
-            int(columns.start * x),
-            int(rows.start * y),
-            int(np.ceil(columns.stop * x)),
-            int(np.ceil(rows.stop * y)),
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The prediction without its map, as JSON can hold it; the keys are ``FIELDS``."""
-        label = self.pred_label
-        values = (
-            None if self.image_path is None else str(self.image_path), self.category,
-            self.pred_score, self.threshold, None if label is None else int(label),
-            *self.box, self.picture_size[1], self.picture_size[0],
-        )  # fmt: skip
-        return dict(zip(FIELDS, values, strict=True))
 
 
 class Detector:
     """A trained network with its settings and thresholds, ready for pictures."""
 
     def __init__(
-        self, config: Config, model: MambaAD, calibration: Calibration | None, device: torch.device
+        self,
+        config: Config,
+        model: MambaAD,
+        calibration: Calibration | None,
+        device: torch.device,
+        *,
+        precision: str | None = None,
     ) -> None:
+        """Move a network to a device and make it ready.
+
+        Args:
+            config: The run's settings.
+            model: Its network. On CUDA in bf16 a copy is used: later changes are not seen.
+            calibration: Its thresholds.
+            device: Where to predict.
+            precision: ``auto``, ``float32`` or ``bf16``. None: what the run was trained in on a
+                CUDA device, float32 on others.
+
+        Raises:
+            ConfigError: If ``precision`` is none of these.
+        """
         self.config = config
         self.model = model.to(device).eval()
         self.calibration = calibration
         self.device = device
+        own = config.train.precision if device.type == "cuda" else "float32"
+        self.scorer = Scorer(self.model, device, precision=precision or own)
+        # a CPU gains nothing from batches, and pictures alone are done sooner
+        self.batch_size = (
+            1 if device.type == "cpu" else batch_size_for(device, config.data.image_size)
+        )
 
     @classmethod
-    def load(cls, run: Path | str, *, device: str = "auto") -> Detector:
+    def load(
+        cls, run: Path | str, *, device: str = "auto", precision: str | None = None
+    ) -> Detector:
         """Read a run folder.
 
         Args:
             run: Made by ``mambaad train`` or ``mambaad convert``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+            precision: ``auto``, ``float32`` or ``bf16``; None: the run's own.
 
         Raises:
             CheckpointError: If the folder is not a finished run, or a file in it is damaged.
-            ConfigError: If the device cannot be used.
+            ConfigError: If the device or the precision cannot be used.
         """
         config, model = load_model(Path(run))
-        return cls(config, model, load_calibration(Path(run)), pick_device(device))
+        calibration = load_calibration(Path(run))
+        return cls(config, model, calibration, pick_device(device), precision=precision)
 
     @property
     def scale_top(self) -> float:
@@ -172,44 +135,47 @@ class Detector:
             ConfigError: If the run has no such category.
         """
         self.check_category(category)
+        reader = Reader(self.config.data.image_size, keep=False)
         if isinstance(source, (str, Path, np.ndarray)):
-            return self.score_pictures([_read(source)], [_path(source)], category)[0]
-        sources = list(source)
-        return [
-            prediction
-            for start in range(0, len(sources), BATCH_SIZE)
-            for prediction in self.score_pictures(
-                [_read(s) for s in sources[start : start + BATCH_SIZE]],
-                [_path(s) for s in sources[start : start + BATCH_SIZE]],
-                category,
-            )
-        ]
+            return self._predict([reader(source)], category)[0]
+        with closing(reader.ahead(reader, source, self.batch_size)) as read:
+            return self._predict(read, category)
 
-    def score_pictures(
-        self,
-        pictures: Sequence[NDArray[np.uint8]],
-        paths: Sequence[Path | None],
-        category: str | None,
-    ) -> list[Prediction]:
-        """Score pictures that are read already, as one batch.
+    def _predict(self, read: Iterable[Read], category: str | None) -> list[Prediction]:
+        with closing(self.scored(read, category)) as scored:
+            return [result for _, result in scored if isinstance(result, Prediction)]
 
-        Args:
-            pictures: uint8, (H, W, 3) each, of any sizes.
-            paths: Their files, where they have one.
-            category: See ``predict``; it is not checked here.
-        """
-        size = self.config.data.image_size
-        prepared = np.stack([resize_picture(picture, size) for picture in pictures])
-        maps = anomaly_maps(self.model, prepared, self.device)
-        predictions = []
-        for picture, path, value, score in zip(
-            pictures, paths, maps, picture_scores(maps), strict=True
-        ):
-            name = category or self._category_of(path)
-            threshold = None if self.calibration is None else self.calibration.threshold(name)
-            own_size = (picture.shape[0], picture.shape[1])
-            predictions.append(Prediction(path, name, float(score), threshold, value, own_size))
-        return predictions
+    def scored(
+        self, items: Iterable[Read | ImageError], category: str | None
+    ) -> Generator[tuple[Read | None, Prediction | ImageError], None, None]:
+        """Predictions of pictures that are read, with them, in order; errors in their places."""
+        waiting: deque[list[Read | ImageError]] = deque()
+
+        def batches() -> Iterator[NDArray[np.uint8]]:
+            for group in groups(items, self.batch_size):
+                waiting.append(group)
+                pictures = [item.prepared for item in group if isinstance(item, Read)]
+                if pictures:  # the last group may have none
+                    yield np.stack(pictures)
+
+        with closing(self.scorer.stream(batches())) as results:
+            for maps, scores in results:
+                rows = zip(maps, scores, strict=True)
+                for item in waiting.popleft():
+                    if isinstance(item, Read):
+                        yield item, self._prediction(item, *next(rows), category)
+                    else:
+                        yield None, item
+        for group in waiting:
+            yield from ((None, error) for error in group if isinstance(error, ImageError))
+
+    def _prediction(
+        self, item: Read, map: NDArray[np.float32], score: float, category: str | None
+    ) -> Prediction:
+        name = category or self._category_of(item.path)
+        threshold = None if self.calibration is None else self.calibration.threshold(name)
+        # a copy, since the map is a part of its batch and would keep all of it
+        return Prediction(item.path, name, float(score), threshold, map.copy(), item.size)
 
     def check_category(self, category: str | None) -> None:
         """Refuse a category that the run has no threshold for.
@@ -228,16 +194,6 @@ class Detector:
             return next(iter(self.calibration.categories))
         folders = path.absolute().parts[:-1]
         return next((f for f in reversed(folders) if f in self.calibration.categories), None)
-
-
-def _read(source: Path | str | Picture) -> NDArray[np.uint8]:
-    if isinstance(source, np.ndarray):
-        return picture_from_array(source)
-    return load_picture(Path(source))
-
-
-def _path(source: Path | str | Picture) -> Path | None:
-    return None if isinstance(source, np.ndarray) else Path(source)
 
 
 def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[tuple[Path, Path]]:
@@ -310,30 +266,51 @@ def predict_files(
         ConfigError: If the run has no such category.
     """
     detector.check_category(category)
+    reader = Reader(detector.config.data.image_size, keep=heatmaps)
+    write = _Writer(out, detector.scale_top if heatmaps else None, maps)
+    paths, names = [path for path, _ in files], [name for _, name in files]
+    workers = worker_count()
     with (
         replacing(out / "predictions.csv") as csv_path,
         replacing(out / "predictions.jsonl") as jsonl_path,
         csv_path.open("w", newline="", encoding="utf-8") as csv_file,
         jsonl_path.open("w", encoding="utf-8") as jsonl_file,
+        closing(reader.ahead(reader.or_error, paths, detector.batch_size)) as read,
+        closing(detector.scored(read, category)) as scored,
+        closing(
+            ahead(write, zip(names, scored, strict=True), workers=workers, limit=2 * workers)
+        ) as written,
     ):
         rows = csv.DictWriter(csv_file, FIELDS, lineterminator="\n")
         rows.writeheader()
-        for file, name in files:
-            try:
-                picture = load_picture(file)
-            except ImageError as error:
-                yield error
-                continue
-            prediction = detector.score_pictures([picture], [file], category)[0]
-            values = prediction.as_dict()
-            rows.writerow(values)
-            jsonl_file.write(json.dumps(values) + "\n")
-            if heatmaps:
-                drawn = overlay(picture, prediction.anomaly_map, detector.scale_top)
-                with replacing(out / "heatmaps" / f"{name}.jpg") as temporary:
-                    Image.fromarray(drawn).save(temporary, quality=92)
-            if maps:
-                target = out / "maps" / f"{name}.npy"
-                with replacing(target) as temporary:
-                    np.save(temporary, prediction.anomaly_map)
-            yield prediction
+        for result, values in written:
+            if values:
+                rows.writerow(values)
+                jsonl_file.write(json.dumps(values) + "\n")
+            yield result
+
+
+class _Writer:
+    """Writes what is found in a picture, in several threads at once."""
+
+    def __init__(self, out: Path, top: float | None, maps: bool) -> None:
+        """Args: out; top of the heat maps' scale, None for no heat maps; whether to write maps."""
+        self._out = out
+        self._top = top
+        self._maps = maps
+
+    def __call__(
+        self, task: tuple[Path, tuple[Read | None, Prediction | ImageError]]
+    ) -> tuple[Prediction | ImageError, dict[str, Any]]:
+        """Give back what came, and a prediction's row of the table."""
+        name, (item, result) = task
+        if isinstance(result, ImageError):
+            return result, {}
+        if self._top is not None and item is not None and item.picture is not None:
+            drawn = overlay(item.picture, result.anomaly_map, self._top)
+            with replacing(self._out / "heatmaps" / f"{name}.jpg") as temporary:
+                Image.fromarray(drawn).save(temporary, quality=92)
+        if self._maps:
+            with replacing(self._out / "maps" / f"{name}.npy") as temporary:
+                np.save(temporary, result.anomaly_map)
+        return result, result.as_dict()

@@ -1,0 +1,84 @@
+"""What a detector says of one picture: score, decision, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Box = tuple[int, int, int, int]
+
+FIELDS = (
+    "image_path", "category", "pred_score", "threshold", "pred_label",
+    "box_left", "box_top", "box_right", "box_bottom", "width", "height",
+)  # fmt: skip
+"""Columns of ``predictions.csv``."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of one picture."""
+
+    image_path: Path | None
+    """Its file; None for an array."""
+
+    category: str | None
+    """The category whose threshold was used, if it is known."""
+
+    pred_score: float
+    """The maximum of the anomaly map; higher is more unusual."""
+
+    threshold: float | None
+    """Scores above it are defective; None if the run has no calibration."""
+
+    anomaly_map: NDArray[np.float32]
+    """(H, W) at the network's size."""
+
+    picture_size: tuple[int, int]
+    """Height and width of the picture itself."""
+
+    @property
+    def pred_label(self) -> bool | None:
+        """True if defective; None without a threshold."""
+        return None if self.threshold is None else self.pred_score > self.threshold
+
+    @property
+    def pred_mask(self) -> NDArray[np.bool_] | None:
+        """(H, W) at the network's size: pixels above the threshold; None without one."""
+        return None if self.threshold is None else self.anomaly_map > self.threshold
+
+    @property
+    def box(self) -> Box:
+        """The hottest region in the picture's own pixels: left, top, right, bottom (exclusive).
+
+        It is the connected region around the map's maximum that lies above the threshold or, where
+        the picture is below it or there is none, above the middle of the map's median and maximum.
+        """
+        middle = (float(np.median(self.anomaly_map)) + self.pred_score) / 2
+        level = self.threshold if self.pred_label and self.threshold is not None else middle
+        regions, _ = ndimage.label(self.anomaly_map > level, np.ones((3, 3)))
+        peak = np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape)
+        if regions[peak] == 0:  # a flat map
+            return 0, 0, self.picture_size[1], self.picture_size[0]
+        rows, columns = ndimage.find_objects((regions == regions[peak]).astype(np.int8))[0]
+        y, x = (p / m for p, m in zip(self.picture_size, self.anomaly_map.shape, strict=True))
+        return (
+            int(columns.start * x),
+            int(rows.start * y),
+            int(np.ceil(columns.stop * x)),
+            int(np.ceil(rows.stop * y)),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The prediction without its map, as JSON can hold it; the keys are ``FIELDS``."""
+        label = self.pred_label
+        values = (
+            None if self.image_path is None else str(self.image_path), self.category,
+            self.pred_score, self.threshold, None if label is None else int(label),
+            *self.box, self.picture_size[1], self.picture_size[0],
+        )  # fmt: skip
+        return dict(zip(FIELDS, values, strict=True))
