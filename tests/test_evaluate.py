@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from mambaad import device_metrics, metrics
+from mambaad import evaluate as module
 from mambaad.calibrate import calibrate
 from mambaad.data import Dataset, Sample, read_dataset
-from mambaad.errors import DatasetError
-from mambaad.evaluate import evaluate, read_masks, save_evaluation
+from mambaad.errors import DatasetError, ImageError
+from mambaad.evaluate import evaluate, pixel_metrics_for, read_masks, regroup, save_evaluation
 
 SIZE = (32, 32)
 CPU = torch.device("cpu")
@@ -134,3 +139,79 @@ def test_progress_counts_all_pictures(tiny_data: Path) -> None:
     )  # fmt: skip
     assert calls[-1] == (12, 12)
     assert [d for d, _ in calls] == sorted(d for d, _ in calls)
+
+
+def test_categories_do_not_mix(tiny_data: Path) -> None:
+    # six pictures each: a batch holds pictures of both
+    together = evaluate(Brightness(), read_dataset(tiny_data), (64, 64), device=CPU)
+    assert list(together.categories) == ["metal", "wood"]
+    for name, result in together.categories.items():
+        alone = evaluate(
+            Brightness(), read_dataset(tiny_data, categories=[name]), (64, 64), device=CPU
+        ).categories[name]
+        assert result.report == alone.report
+        assert result.paths == alone.paths
+        assert result.scores.tolist() == alone.scores.tolist()
+
+
+def test_metrics_on_the_device_are_the_same(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = partial(device_metrics.pixel_metrics, device=CPU, room=5000)
+    expected = evaluate(Brightness(), read_dataset(tiny_data), (64, 64), device=CPU)
+    monkeypatch.setattr(module, "pixel_metrics_for", lambda _: here)
+    found = evaluate(Brightness(), read_dataset(tiny_data), (64, 64), device=CPU)
+    for name, report in expected.reports.items():
+        for value in metrics.FIELDS:
+            got = getattr(found.reports[name], value)
+            assert got == pytest.approx(getattr(report, value), abs=1e-12, nan_ok=True)
+
+
+def test_metrics_are_computed_where_it_is_faster() -> None:
+    chosen = pixel_metrics_for(torch.device("cuda"))
+    assert isinstance(chosen, partial)
+    assert chosen.func is device_metrics.pixel_metrics
+    assert chosen.keywords == {"device": torch.device("cuda")}
+    assert pixel_metrics_for(CPU) is metrics.pixel_metrics
+
+
+def test_the_precision_is_handed_on(dataset: Dataset) -> None:
+    asked: list[bool] = []
+
+    class Asked(Brightness):
+        def anomaly_maps(self, images: Tensor) -> Tensor:
+            asked.append(torch.is_autocast_enabled("cpu"))
+            return super().anomaly_maps(images)
+
+    for precision in ("float32", "bf16"):
+        evaluate(Asked(), dataset, SIZE, device=CPU, precision=precision)
+    assert asked == [False, True]
+
+
+def test_an_unreadable_mask_or_picture_is_named(dataset: Dataset) -> None:
+    (dataset.root / "b2_mask.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="b2_mask"):
+        evaluate(Brightness(), dataset, SIZE, device=CPU)
+    (dataset.root / "g1.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="g1"):
+        evaluate(Brightness(), dataset, SIZE, device=CPU)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+@pytest.mark.parametrize("counts", [[7], [1, 6], [2, 2, 3], [1] * 7])
+def test_batches_are_regrouped(batch: int, counts: list[int]) -> None:
+    numbers = np.arange(7 * 2, dtype=np.float32).reshape(7, 1, 2)
+    reported: list[int] = []
+
+    def parts() -> Iterator[NDArray[np.float32]]:
+        buffer = np.empty((batch, 1, 2), np.float32)  # overwritten by every batch
+        for start in range(0, 7, batch):
+            part = numbers[start : start + batch]
+            buffer[: len(part)] = part
+            yield buffer[: len(part)]
+            reported.append(start + len(part))
+
+    found = list(regroup(parts(), counts))
+    assert [len(maps) for maps in found] == counts
+    assert np.array_equal(np.concatenate(found), numbers)
+    assert reported[-1] == 7

@@ -1,7 +1,8 @@
 """Evaluation: a run against the test pictures of a data set, category by category.
 
-The maps of a category are kept only while its metrics are computed. Image labels are the data
-set's; under the protocol ``ader`` they come from the resized masks, as in the paper's tables.
+The maps of a category are kept only while its metrics are computed, on the device if that is CUDA.
+Masks are read while the network runs. Image labels are the data set's; under the protocol ``ader``
+they come from the resized masks, as in the paper's tables.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mambaad import device_metrics
 from mambaad.calibrate import Calibration
 from mambaad.data import Dataset, PictureStore, Sample, load_mask
-from mambaad.data.cache import Progress
+from mambaad.data.cache import Progress, map_in_threads, worker_count
 from mambaad.errors import DatasetError
 from mambaad.files import write_json, write_text
 from mambaad.inference import Method, batches, picture_scores
 from mambaad.metrics import (
+    PixelMetrics,
     Protocol,
     Report,
     mean_report,
+    pixel_metrics,
     score,
     to_csv,
     to_json_mapping,
@@ -131,6 +137,7 @@ def evaluate(
     pro_limit: float = 0.3,
     calibration: Calibration | None = None,
     progress: Progress | None = None,
+    precision: str = "auto",
 ) -> Evaluation:
     """Score all test pictures of a data set.
 
@@ -143,6 +150,7 @@ def evaluate(
         pro_limit: Largest false positive rate of AUPRO.
         calibration: The run's thresholds, to count false alarms and misses.
         progress: Called with the number of pictures done and in all.
+        precision: What the network runs in: ``auto``, ``float32`` or ``bf16``.
 
     Raises:
         DatasetError: If there are no test pictures.
@@ -155,50 +163,92 @@ def evaluate(
             f"no test pictures in {dataset.root}: a test needs good pictures and defective ones "
             f"(see 'mambaad check {dataset.root}')"
         )
+    groups = {name: tests.select(categories=[name]).samples for name in tests.categories}
+    store = PictureStore([s.image for part in groups.values() for s in part], image_size, "none")
+    # one pass over all categories, so that pictures are decoded while metrics are computed
+    parts = batches(method, store, device, progress=progress, precision=precision)
+    grouped = regroup((maps for _, _, maps in parts), [len(part) for part in groups.values()])
+    computed = partial(
+        score,
+        protocol=protocol,
+        pro_limit=pro_limit,
+        pixels=pixel_metrics_for(device),
+    )
     results: dict[str, CategoryResult] = {}
-    done = 0
-    for category in tests.categories:
-        samples = tests.select(categories=[category]).samples
-
-        def report(part: int, _: int, before: int = done) -> None:
-            if progress is not None:
-                progress(before + part, len(tests))
-
-        results[category] = _evaluate_category(
-            method, category, samples, image_size, device, protocol, pro_limit, calibration, report
+    with ThreadPoolExecutor(1) as reader:
+        reading = (
+            (name, reader.submit(read_masks, samples, image_size))
+            for name, samples in groups.items()
         )
-        done += len(samples)
+        # zip asks for the masks first: they are read while the network computes the maps
+        for (category, masks), maps in zip(reading, grouped, strict=True):
+            threshold = None if calibration is None else calibration.threshold(category)
+            results[category] = _category_result(
+                category, groups[category], maps, masks.result(), computed, threshold
+            )
     return Evaluation(protocol, results, time.monotonic() - began, len(tests))
 
 
-def _evaluate_category(
-    method: Method,
+def _category_result(
     category: str,
     samples: Sequence[Sample],
-    size: tuple[int, int],
-    device: torch.device,
-    protocol: Protocol,
-    pro_limit: float,
-    calibration: Calibration | None,
-    progress: Progress,
+    maps: NDArray[np.float32],
+    masks: Sequence[NDArray[np.bool_] | None] | None,
+    compute: Callable[..., Report],
+    threshold: float | None,
 ) -> CategoryResult:
-    store = PictureStore([s.image for s in samples], size, "none")
-    maps = np.empty((len(samples), *size), np.float32)
-    for indices, _, part in batches(method, store, device, progress=progress):
-        maps[indices] = part
-    masks = read_masks(samples, size)
     labels = np.array([s.is_anomalous for s in samples], dtype=np.int64)
     scores = picture_scores(maps)
     return CategoryResult(
         category=category,
-        report=score(maps, masks, labels, protocol=protocol, pro_limit=pro_limit),
+        report=compute(maps, masks, labels, scores=scores),
         paths=tuple(s.image for s in samples),
         labels=labels,
         defects=tuple(s.defect for s in samples),
         scores=scores,
-        threshold=None if calibration is None else calibration.threshold(category),
-        examples=_examples(samples, store, maps, masks, labels, scores),
+        threshold=threshold,
+        examples=_examples(samples, maps, masks, labels, scores),
     )
+
+
+def pixel_metrics_for(device: torch.device) -> PixelMetrics:
+    """Sorting on the device if it is CUDA; numpy otherwise, which sorts faster than torch."""
+    if device.type == "cuda":
+        return partial(device_metrics.pixel_metrics, device=device)
+    return pixel_metrics
+
+
+def regroup(
+    parts: Iterator[NDArray[np.float32]], counts: Sequence[int]
+) -> Iterator[NDArray[np.float32]]:
+    """Cut consecutive batches of maps into arrays of other lengths.
+
+    Args:
+        parts: Each (B, H, W), with any B; may be overwritten when the next one is asked for.
+        counts: How many maps each array shall hold; as many as the batches in all.
+
+    Returns:
+        Arrays, (count, H, W).
+
+    >>> numbers = np.arange(5, dtype=np.float32).reshape(5, 1, 1)
+    >>> batches = iter((numbers[:2], numbers[2:4], numbers[4:]))
+    >>> [maps.ravel().tolist() for maps in regroup(batches, [1, 4])]
+    [[0.0], [1.0, 2.0, 3.0, 4.0]]
+    """
+    left = next(parts)
+    for count in counts:
+        maps = np.empty((count, *left.shape[1:]), np.float32)
+        done = 0
+        while done < count:
+            if not len(left):
+                left = next(parts)
+            taken = left[: count - done]
+            maps[done : done + len(taken)] = taken
+            done += len(taken)
+            left = left[len(taken) :]
+        yield maps
+    for _ in parts:  # none is left, but the last one's progress is reported when asked for another
+        pass
 
 
 def read_masks(
@@ -212,18 +262,17 @@ def read_masks(
     if not any(s.mask is not None for s in samples) and any(s.is_anomalous for s in samples):
         return None
     empty = np.zeros(size, dtype=np.bool_)
-    masks: list[NDArray[np.bool_] | None] = []
-    for sample in samples:
+
+    def read(sample: Sample) -> NDArray[np.bool_] | None:
         if sample.mask is not None:
-            masks.append(load_mask(sample.mask, size))
-        else:
-            masks.append(None if sample.is_anomalous else empty)
-    return masks
+            return load_mask(sample.mask, size)
+        return None if sample.is_anomalous else empty
+
+    return map_in_threads(read, samples, workers=worker_count())
 
 
 def _examples(
     samples: Sequence[Sample],
-    store: PictureStore,
     maps: NDArray[np.float32],
     masks: Sequence[NDArray[np.bool_] | None] | None,
     labels: NDArray[np.int64],
@@ -238,7 +287,7 @@ def _examples(
             chosen.setdefault(index, kind)
     if good:
         chosen[good[-1]] = "false alarm"
-    pictures = store[list(chosen)]
+    pictures = PictureStore([samples[i].image for i in chosen], maps.shape[1:], "none")
     order = {"best": 0, "median": 1, "worst": 2, "false alarm": 3}
     examples = [
         Example(
@@ -251,7 +300,7 @@ def _examples(
             map=maps[i].copy(),
             mask=None if masks is None else masks[i],
         )
-        for (i, kind), picture in zip(chosen.items(), pictures, strict=True)
+        for (i, kind), picture in zip(chosen.items(), pictures[range(len(chosen))], strict=True)
     ]
     return tuple(sorted(examples, key=lambda e: order[e.kind]))
 

@@ -70,13 +70,13 @@ def run_test(
         pro_limit=pro_limit,
         calibration=load_calibration(run),
         progress=progress,
+        precision=config.train.precision,
     )
     about = provenance(
         config, target, data=str(dataset.root), data_fingerprint=fingerprint(dataset)
     )
-    folder = out or run
-    files = save_evaluation(folder, evaluation, about)
-    files.append(write_report(run, evaluation, name=dataset.root.name, folder=folder))
+    files = save_evaluation(out or run, evaluation, about)
+    files.append(write_report(run, evaluation, name=dataset.root.name, folder=out or run))
     return evaluation, files
 
 
@@ -110,7 +110,9 @@ def calibrate_run(
     if not samples:
         raise DatasetError(f"no good pictures in {data} to set thresholds on")
     store = PictureStore([s.image for s in samples], config.data.image_size, "none")
-    scores = score_pictures(model.to(target), store, target, progress=progress)
+    scores = score_pictures(
+        model.to(target), store, target, progress=progress, precision=config.train.precision
+    )
     names = [s.category for s in samples]
     calibration = calibrate(scores, names, "good pictures given afterwards", quantile)
     save_calibration(run, calibration)

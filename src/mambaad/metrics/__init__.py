@@ -6,12 +6,22 @@ and ``to_json_mapping`` a table of them. Every report says its protocol, ``exact
 
 from mambaad.metrics.ranking import auroc, average_precision, f1_max
 from mambaad.metrics.regions import aupro
-from mambaad.metrics.report import FIELDS, METRICS, Protocol, Report, mean_report, score
+from mambaad.metrics.report import (
+    FIELDS,
+    METRICS,
+    PixelMetrics,
+    Protocol,
+    Report,
+    mean_report,
+    pixel_metrics,
+    score,
+)
 from mambaad.metrics.tables import to_csv, to_json_mapping, to_markdown
 
 __all__ = [
     "FIELDS",
     "METRICS",
+    "PixelMetrics",
     "Protocol",
     "Report",
     "aupro",
@@ -19,6 +29,7 @@ __all__ = [
     "average_precision",
     "f1_max",
     "mean_report",
+    "pixel_metrics",
     "score",
     "to_csv",
     "to_json_mapping",

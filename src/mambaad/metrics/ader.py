@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 from mambaad.metrics.arrays import FloatArray, UndefinedMetricError
 from mambaad.metrics.regions import SortedPixels
 
+SCALED_THRESHOLDS = np.linspace(0.0, 1.0, 21)
+"""F1-max's thresholds, for scores scaled to 0..1."""
+
 _EPS = 1e-8
 
 
@@ -40,11 +43,21 @@ def ader_f1_max(pixels: SortedPixels) -> float:
         # in the maps' own precision: that is what decides which pixels a threshold splits
         return (score - low) / (high - low)
 
-    thresholds = np.linspace(0.0, 1.0, 21)
-    true = _above(pixels.positives, thresholds, scaled)
-    false = np.sum([_above(part, thresholds, scaled) for part in pixels.negatives], axis=0)
+    true = _above(pixels.positives, SCALED_THRESHOLDS, scaled)
+    false = np.sum([_above(part, SCALED_THRESHOLDS, scaled) for part in pixels.negatives], axis=0)
+    return f1_max_of_counts(true, false, pixels.positives.size)
+
+
+def f1_max_of_counts(true: NDArray[np.int64], false: NDArray[np.int64], positives: int) -> float:
+    """F1-max of counts.
+
+    Args:
+        true: (T,), anomalous pixels whose scaled score is above each threshold.
+        false: (T,), normal pixels above it.
+        positives: P.
+    """
     precision = true / (true + false + _EPS)
-    recall = true / (pixels.positives.size + _EPS)
+    recall = true / (positives + _EPS)
     return float(np.max(2 * precision * recall / (precision + recall + _EPS)))
 
 
@@ -59,11 +72,25 @@ def ader_aupro(pixels: SortedPixels, limit: float) -> float:
             span any range of FPR.
     """
     low, high = _extremes(pixels)
-    thresholds = _hundred_thresholds(low, high)
+    thresholds = hundred_thresholds(low, high)
     false = np.sum([_above(part, thresholds) for part in pixels.negatives], axis=0)
     rate = false / sum(part.size for part in pixels.negatives)
     suffix = np.append(np.cumsum(pixels.weights[::-1])[::-1], 0.0)
     pro = suffix[pixels.positives.size - _above(pixels.positives, thresholds)] / pixels.regions
+    return aupro_of_points(rate, pro, limit)
+
+
+def aupro_of_points(rate: NDArray[np.float64], pro: NDArray[np.float64], limit: float) -> float:
+    """AUPRO of points of the curve.
+
+    Args:
+        rate: (T,), the false positive rate at each threshold, lowest threshold first.
+        pro: (T,), the mean over the regions of the share above the threshold.
+        limit: In (0, 1].
+
+    Raises:
+        ValueError: If the points of a lower rate do not span any range.
+    """
     kept = rate < limit
     rate, pro = rate[kept][::-1], pro[kept][::-1]
     if not rate.size or rate[0] == rate[-1]:
@@ -74,7 +101,13 @@ def ader_aupro(pixels: SortedPixels, limit: float) -> float:
     return float(np.diff(x) @ (pro[1:] + pro[:-1])) / 2.0
 
 
-def _hundred_thresholds(low: np.floating[Any], high: np.floating[Any]) -> NDArray[np.float64]:
+def hundred_thresholds(low: np.floating[Any], high: np.floating[Any]) -> NDArray[np.float64]:
+    """AUPRO's thresholds, from the lowest score up, below the highest.
+
+    Args:
+        low: The lowest score, in the maps' own type.
+        high: The highest; see ``check_range``.
+    """
     # spaced as published, by the difference of the first two in the maps' own precision: up to
     # 1e-6 of the result hangs on it, and rounding can make them 101
     kind = type(low)
@@ -93,9 +126,18 @@ def _extremes(pixels: SortedPixels) -> tuple[np.floating[Any], np.floating[Any]]
         raise UndefinedMetricError(f"one class only: every pixel is {only}")
     low = min(part[0] for part in parts if part.size)
     high = max(part[-1] for part in parts if part.size)
+    check_range(low, high)
+    return low, high
+
+
+def check_range(low: np.floating[Any], high: np.floating[Any]) -> None:
+    """Refuse scores that cannot be scaled.
+
+    Raises:
+        ValueError: If the lowest and the highest score are equal.
+    """
     if not (high - low) / 100 > 0:  # also a range so small that its hundredth is 0
         raise UndefinedMetricError("all scores are equal, and ader scales by their range")
-    return low, high
 
 
 def _above(

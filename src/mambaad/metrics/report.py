@@ -42,8 +42,11 @@ METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
 FIELDS = (*METRICS, "mAD")
 """Every number of a report, mAD last."""
 
-_Outcome: TypeAlias = float | str
+Outcome: TypeAlias = float | str
 """A metric's value, or why it has none."""
+
+PixelMetrics: TypeAlias = Callable[[FloatArray, BoolArray, Protocol, float], Mapping[str, Outcome]]
+"""Computes ``PIXEL_METRICS`` from checked maps and masks, both (N, H, W), protocol and limit."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,43 @@ class Report:
         }
 
 
+def pixel_metrics(
+    maps: FloatArray, masks: BoolArray, protocol: Protocol, limit: float
+) -> Mapping[str, Outcome]:
+    """``PIXEL_METRICS`` with numpy.
+
+    Args:
+        maps: (N, H, W), finite.
+        masks: (N, H, W).
+        protocol: ``exact`` or ``ader``.
+        limit: Largest false positive rate of AUPRO, in (0, 1].
+    """
+    pixels = sort_pixels(maps, masks)
+    try:
+        counts = pixels.crossings()
+    except UndefinedMetricError as error:
+        return dict.fromkeys(PIXEL_METRICS, str(error))
+    outcomes: dict[str, Outcome] = {
+        "pixel_AUROC": ranking.auroc_of(counts),
+        "pixel_AP": ranking.average_precision_of(counts),
+    }
+    if protocol == "ader":
+        outcomes["pixel_F1max"] = outcome(lambda: ader_f1_max(pixels))
+        outcomes["pixel_AUPRO"] = outcome(lambda: ader_aupro(pixels, limit))
+    else:
+        outcomes["pixel_F1max"] = ranking.f1_max_of(counts)
+        outcomes["pixel_AUPRO"] = area_under_pro(counts, pixels.found_from(counts), limit)
+    return outcomes
+
+
+def outcome(compute: Callable[[], float]) -> Outcome:
+    """What a metric returns, or its reason for being undefined."""
+    try:
+        return compute()
+    except UndefinedMetricError as error:
+        return str(error)
+
+
 def score(
     maps: ArrayLike,
     masks: Masks,
@@ -96,6 +136,7 @@ def score(
     protocol: Protocol = "exact",
     scores: ArrayLike | None = None,
     pro_limit: float = 0.3,
+    pixels: PixelMetrics = pixel_metrics,
 ) -> Report:
     """Compute one category's metrics.
 
@@ -109,6 +150,7 @@ def score(
         scores: (N,), finite, one per picture; by default the maximum of its map, which is the only
             one that published tables know.
         pro_limit: Largest false positive rate of ``pixel_AUPRO``, in (0, 1].
+        pixels: What computes the pixel metrics, if not numpy.
 
     Raises:
         ValueError: If a shape or type disagrees, a map or score is not finite (the picture is
@@ -124,7 +166,11 @@ def score(
     anomalous = _read_labels(labels, truth, count, protocol)
     outcomes = {
         **_image_outcomes(image_scores, anomalous),
-        **_pixel_outcomes(values, truth, protocol, pro_limit),
+        **(
+            dict.fromkeys(PIXEL_METRICS, truth)
+            if isinstance(truth, str)
+            else pixels(values, truth, protocol, pro_limit)
+        ),
     }
     return _report(
         outcomes,
@@ -196,48 +242,18 @@ def _read_labels(
     return as_labels(truth.any(axis=(1, 2)), count)
 
 
-def _image_outcomes(scores: FloatArray, labels: BoolArray | str) -> dict[str, _Outcome]:
+def _image_outcomes(scores: FloatArray, labels: BoolArray | str) -> dict[str, Outcome]:
     if isinstance(labels, str):
         return dict.fromkeys(IMAGE_METRICS, labels)
     return {
-        "image_AUROC": _outcome(lambda: ranking.auroc(labels, scores)),
-        "image_AP": _outcome(lambda: ranking.average_precision(labels, scores)),
-        "image_F1max": _outcome(lambda: ranking.f1_max(labels, scores)),
+        "image_AUROC": outcome(lambda: ranking.auroc(labels, scores)),
+        "image_AP": outcome(lambda: ranking.average_precision(labels, scores)),
+        "image_F1max": outcome(lambda: ranking.f1_max(labels, scores)),
     }
-
-
-def _pixel_outcomes(
-    maps: FloatArray, masks: BoolArray | str, protocol: Protocol, limit: float
-) -> dict[str, _Outcome]:
-    if isinstance(masks, str):
-        return dict.fromkeys(PIXEL_METRICS, masks)
-    pixels = sort_pixels(maps, masks)
-    try:
-        counts = pixels.crossings()
-    except UndefinedMetricError as error:
-        return dict.fromkeys(PIXEL_METRICS, str(error))
-    outcomes: dict[str, _Outcome] = {
-        "pixel_AUROC": ranking.auroc_of(counts),
-        "pixel_AP": ranking.average_precision_of(counts),
-    }
-    if protocol == "ader":
-        outcomes["pixel_F1max"] = _outcome(lambda: ader_f1_max(pixels))
-        outcomes["pixel_AUPRO"] = _outcome(lambda: ader_aupro(pixels, limit))
-    else:
-        outcomes["pixel_F1max"] = ranking.f1_max_of(counts)
-        outcomes["pixel_AUPRO"] = area_under_pro(counts, pixels.found_from(counts), limit)
-    return outcomes
-
-
-def _outcome(compute: Callable[[], float]) -> _Outcome:
-    try:
-        return compute()
-    except UndefinedMetricError as error:
-        return str(error)
 
 
 def _report(
-    outcomes: Mapping[str, _Outcome],
+    outcomes: Mapping[str, Outcome],
     *,
     protocol: Protocol,
     pro_limit: float,
