@@ -17,7 +17,10 @@ from PIL import Image
 from mambaad.cli import main
 from mambaad.config import ModelConfig
 
-VERBS = ("train", "test", "predict", "calibrate", "check", "synthesize", "demo", "scans", "convert")
+VERBS = (
+    "train", "test", "predict", "calibrate", "profile",
+    "check", "synthesize", "demo", "scans", "convert",
+)  # fmt: skip
 
 
 def run(*arguments: object) -> int:

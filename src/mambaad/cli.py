@@ -14,6 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from mambaad.errors import ConfigError, MambaADError
+from mambaad.options import (
+    Categories,
+    Device,
+    ImageSize,
+    JsonOut,
+    LayoutName,
+    Run,
+    Settings,
+    parse_size,
+)
+from mambaad.tools import check, convert, demo, scans, synthesize
 
 app = typer.Typer(
     help="Find defects in pictures of many products, learned from good pictures only.",
@@ -22,17 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-
-Data = Annotated[Path, typer.Argument(help="Folder of the data set.")]
-Run = Annotated[Path, typer.Argument(help="Run folder.")]
-Categories = Annotated[
-    list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
-]
-LayoutName = Annotated[str, typer.Option(help="Layout of the folder: auto, mvtec or folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-ImageSize = Annotated[
-    str | None, typer.Option(help="Height x width to work at, such as 256 or 256x320.")
-]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -74,10 +74,7 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="Folder of the data set.")] = None,
     out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("runs/mambaad"),
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="One setting, such as model.depths=[2,2,2,2]; may be repeated."),
-    ] = None,
+    settings: Settings = None,
     encoder: Annotated[str | None, typer.Option(help="timm name, or filterbank.")] = None,
     encoder_weights: Annotated[
         Path | None, typer.Option(help="File of the encoder's weights (safetensors or torch).")
@@ -160,22 +157,6 @@ def _train_config(
     if not config.data.root:
         raise ConfigError("which pictures? Give the folder of a data set: mambaad train DATA")
     return config.override({"data.root": str(Path(config.data.root).expanduser().absolute())})
-
-
-def parse_size(text: str) -> list[int]:
-    """``256`` or ``256x320`` (height x width) as two numbers.
-
-    >>> parse_size("256x320")
-    [256, 320]
-
-    Raises:
-        ConfigError: If it is neither.
-    """
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(p.strip().isdecimal() for p in parts):
-        raise ConfigError(f"a size is a number or HEIGHTxWIDTH, got {text!r}")
-    sizes = [int(p) for p in parts]
-    return sizes if len(sizes) == 2 else sizes * 2
 
 
 @app.command("test")
@@ -266,134 +247,51 @@ def calibrate(
 
 
 @app.command()
-def check(
-    data: Data,
-    layout: LayoutName = "auto",
-    category: Categories = None,
-    image_size: ImageSize = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Also write what was found here.")
+def profile(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Run folder, or TOML file of settings for random weights. "
+            "Left out: the published settings, random weights."
+        ),
     ] = None,
+    settings: Settings = None,
+    image_size: ImageSize = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures in a batch.")] = 1,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bf16.")] = "auto",
+    json_out: JsonOut = None,
 ) -> None:
-    """Say what DATA holds and what is wrong with it; status 2 if training would fail."""
-    from mambaad.config import DataConfig
-    from mambaad.data import check_dataset
-    from mambaad.display import progress_bar, show_check
+    """Say where RUN's parameters, multiply-adds, time and memory are, part by part.
+
+    Times are medians of repeated eager runs on random pictures, after a warm-up. The time of a
+    stage's scans is that of one block's scan, run alone on random pixels, times the blocks.
+    """
+    from mambaad.config import parse_setting
+    from mambaad.display import progress_bar, show
     from mambaad.files import write_json
+    from mambaad.profile import profile_notes, profile_table, run_profile
 
-    size = parse_size(image_size or "256")
-    settings = DataConfig.from_mapping({"image_size": size, "layout": layout})
-    with progress_bar("checking") as progress:
-        result = check_dataset(
-            data, layout, category or (), image_size=settings.image_size, progress=progress
-        )
-    show_check(result)
-    if json_out is not None:
-        write_json(json_out, result.to_mapping())
-    if not result.ok:
-        raise typer.Exit(2)
-
-
-@app.command()
-def synthesize(
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
-    seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
-    size: Annotated[int, typer.Option(help="Side of the pictures.")] = 256,
-    train_count: Annotated[int, typer.Option("--train", help="Training pictures a category.")] = 60,
-    good: Annotated[int, typer.Option(help="Good test pictures a category.")] = 20,
-    defective: Annotated[int, typer.Option(help="Defective pictures a category.")] = 20,
-    category: Categories = None,
-) -> None:
-    """Write the built-in benchmark, in the layout of MVTec AD."""
-    from mambaad.data.synthetic import CATEGORIES
-    from mambaad.data.synthetic import synthesize as write
-    from mambaad.display import progress_bar
-
-    with progress_bar("drawing") as progress:
-        write(
-            folder,
-            seed=seed,
-            size=size,
-            train=train_count,
-            good=good,
-            defective=defective,
-            categories=tuple(category or CATEGORIES),
+    chosen = dict(parse_setting(s) for s in settings or [])
+    if image_size is not None:
+        chosen["data.image_size"] = parse_size(image_size)
+    with progress_bar("profiling") as progress:
+        found = run_profile(
+            run,
+            chosen,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
             progress=progress,
         )
-    print(f"wrote {folder}")
+    show(profile_table(found))
+    print(*profile_notes(found), sep="\n")
+    if json_out is not None:
+        write_json(json_out, found.to_mapping())
 
 
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of pictures and training.")] = 0,
-) -> None:
-    """Train on the built-in benchmark, evaluate and write a report; no download, some 2 minutes."""
-    from mambaad.demo import run_demo
-    from mambaad.display import TrainDisplay, metrics_table, show
-
-    with TrainDisplay() as display:
-        result = run_demo(folder, seed=seed, observer=display)
-    show(metrics_table(result.trained))
-    before, after = result.untrained.mean, result.trained.mean
-    print(
-        f"mean mAD {100 * after.mAD:.1f}, image AUROC {100 * after.image_AUROC:.1f}, "
-        f"pixel AUROC {100 * after.pixel_AUROC:.1f}\n"
-        f"the same network untrained: mean mAD {100 * before.mAD:.1f}, "
-        f"image AUROC {100 * before.image_AUROC:.1f}, pixel AUROC {100 * before.pixel_AUROC:.1f}\n"
-        "encoder: filterbank, fixed filters computed by a formula and not learned, so that nothing "
-        "is downloaded; a pretrained one finds more\n"
-        f"took {result.seconds:.0f} s; report: {result.report}"
-    )
-
-
-@app.command()
-def scans(
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("scans.png"),
-    method: Annotated[
-        str, typer.Option(help="sweep, scan, zorder, zigzag or hilbert.")
-    ] = "hilbert",
-    size: Annotated[
-        str, typer.Option(help="Height x width of the map, such as 16 or 12x20.")
-    ] = "16",
-    directions: Annotated[str, typer.Option(help="2, 4, 8 or distinct.")] = "8",
-) -> None:
-    """Draw the paths of a scan method in all directions (the paper's Figure 3)."""
-    from mambaad.config import ModelConfig
-    from mambaad.drawing import draw_scans
-    from mambaad.files import replacing
-
-    count = int(directions) if directions.isdecimal() else directions
-    checked = ModelConfig.from_mapping({"scan": method, "directions": count})
-    height, width = parse_size(size)
-    if min(height, width) < 1 or max(height, width) > 1024:
-        raise ConfigError(f"--size must be in 1..1024, got {size!r}")
-    picture = draw_scans(method, checked.directions, height, width)
-    with replacing(out) as temporary:
-        picture.save(temporary, format="PNG")
-    print(f"wrote {out}")
-
-
-@app.command()
-def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Published checkpoint (.pth).")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    scan: Annotated[
-        str | None, typer.Option(help="Scan method, if the file should not decide.")
-    ] = None,
-) -> None:
-    """Make a run folder of a published MambaAD checkpoint."""
-    from mambaad.convert import convert_file
-
-    config, left_out = convert_file(checkpoint, out, scan)
-    model = config.model
-    print(
-        f"encoder {model.encoder}, depths {list(model.depths)}, scan {model.scan}, "
-        f"{model.directions} directions"
-    )
-    if left_out:
-        print(f"left out, not part of the network ({len(left_out)}):", *left_out, sep="\n  ")
-    print(f"wrote {out}; it has no thresholds: make them with mambaad calibrate {out} DATA")
+for verb in (check, synthesize, demo, scans, convert):
+    app.command()(verb)
 
 
 if __name__ == "__main__":
