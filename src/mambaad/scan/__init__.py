@@ -126,6 +126,7 @@ def resolve_backend(
     return "torch" if reason else "triton"
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _no_triton(device: torch.device, dtype: torch.dtype, size: int, paths: int) -> str | None:
     """Why the Triton kernels cannot take such tensors; None if they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"

@@ -8,6 +8,9 @@ steps whose states are all held in registers. Equations and letters are those of
 dB and dC are sums over channels, which are lanes. A lane's n-th register therefore holds state
 n ^ (lane mod N): then two lanes that differ in one bit hold each other's states in registers that
 differ in that bit, and one shuffle and one sum for each pair of registers halve what is left.
+
+All loads of a group start together, and none while it is computed: the assembler has six counters
+to wait with, shuffles share them with loads, and would wait for loads that nobody needs yet.
 """
 
 import triton
@@ -102,19 +105,14 @@ def recompute_chunk(
     """
     W: tl.constexpr = R + 2 * N
     VECTORS: tl.constexpr = (R + 31) // 32 + 1
-    here = load_pixels(orders, t, L, 1, U)
-    coming = load_pixels(orders, t + U, L, 1, U)
-    rows, values = (), ()
-    for i in tl.static_range(U):
-        rows = rows + load_row(proj + here[i] * (K * W), lane, R, N, 0, 1)
-        values = values + (tl.load(x + here[i] * D + d, mask=in_d, other=0.0),)
+    pixel = load_pixels(orders, t, L, 1, U)
     for s in range(0, T, U):
-        later = load_pixels(orders, t + s + 2 * U, L, 1, U)
-        next_rows, next_values = (), ()
+        rows, values = (), ()
         for i in tl.static_range(U):
-            next_rows = next_rows + load_row(proj + coming[i] * (K * W), lane, R, N, 0, 1)
-            next_values = next_values + (tl.load(x + coming[i] * D + d, mask=in_d, other=0.0),)
-        tl.debug_barrier()
+            rows = rows + load_row(proj + pixel[i] * (K * W), lane, R, N, 0, 1)
+            values = values + (tl.load(x + pixel[i] * D + d, mask=in_d, other=0.0),)
+        pixel = load_pixels(orders, t + s + U, L, 1, U)
+        tl.debug_barrier()  # or the compiler would move loads to where they are used
         for n in tl.static_range(N):
             tl.store(below + (s // U * N + n) * 32 + lane, state[n])
         for i in tl.static_range(U):
@@ -130,7 +128,6 @@ def recompute_chunk(
                 driven = drive * tl.gather(row[VECTORS - 1], lane ^ n, 0)
                 new = new + (tl.exp2(dt * a[n]) * state[n] + driven,)
             state = new
-        rows, values, coming = next_rows, next_values, later
 
 
 @triton.jit
@@ -222,20 +219,13 @@ def backward_kernel(
             R, N, T, U, EVEN_L,
         )  # fmt: skip
         tl.debug_barrier()
-        t = c * T + T - U
-        pixel = load_pixels(orders, t, L, 1, U)
-        before = load_pixels(orders, t - U, L, 1, U)
-        group = load_group(
-            x, dy, proj, below, kept, pixel, T // U - 1, d, lane, in_d, D, K, R, N, U, FUSED
-        )
+        pixel = load_pixels(orders, c * T + T - U, L, 1, U)
         for s in range(T // U - 1, -1, -1):
-            # the loads of the group before start now; it is used when this one is done
             t = c * T + s * U
-            before_that = load_pixels(orders, t - 2 * U, L, 1, U)
-            next_group = load_group(
-                x, dy, proj, below, kept, before, tl.maximum(s - 1, 0), d, lane, in_d, D, K,
-                R, N, U, FUSED,
-            )  # fmt: skip
+            group = load_group(
+                x, dy, proj, below, kept, pixel, s, d, lane, in_d, D, K, R, N, U, FUSED
+            )
+            before = load_pixels(orders, t - U, L, 1, U)
             tl.debug_barrier()
             # forwards through the group, all its states kept in registers
             h = group[:N]
@@ -289,7 +279,7 @@ def backward_kernel(
                     tl.store(rows + p * (K * OUT) + lane // (32 // R), total, mask=chosen)
                 else:
                     tl.store(dz_out + p * (K * D) + d, dz, mask=inside)
-            group, pixel, before = next_group, before, before_that
+            pixel = before
         tl.debug_barrier()
 
     offset = ((b * segments + segment) * K + k).to(tl.int64) * (N + 2 + EXTRA) * D
