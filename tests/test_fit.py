@@ -186,6 +186,9 @@ def test_float32_convolutions_are_float32() -> None:
         assert torch.backends.cudnn.enabled
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     assert torch.backends.cudnn.allow_tf32 == before
+    assert not torch.backends.cudnn.deterministic
+    with computing("float32", CPU):
+        assert torch.backends.cudnn.deterministic
     with computing("bf16", CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 

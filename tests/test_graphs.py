@@ -44,6 +44,21 @@ def test_what_cannot_be_captured_goes_on_eagerly(error: Exception) -> None:
     assert line.endswith(("not permitted", "KeyError"))
 
 
+def test_a_graph_that_cannot_start_is_dropped() -> None:
+    done: list[str] = []
+
+    def replay() -> None:
+        raise RuntimeError("out of memory")
+
+    told: list[str] = []
+    step = GraphedStep(lambda: done.append("eager"), lambda _: replay, told.append)
+    for _ in range(6):
+        step()
+    assert done == ["eager"] * 6
+    (line,) = told
+    assert line.endswith("out of memory")
+
+
 def test_no_capture_is_eager() -> None:
     done: list[str] = []
     step = GraphedStep(lambda: done.append("eager"), None, done.append)

@@ -15,7 +15,14 @@ from torch import Tensor
 from mambaad.data import PictureStore
 from mambaad.data.tensors import normalise, to_tensor
 from mambaad.errors import ConfigError, ImageError
-from mambaad.inference import Scorer, batch_size_for, batches, picture_scores, score_pictures
+from mambaad.inference import (
+    Scorer,
+    batch_size_for,
+    batches,
+    exact_float32,
+    picture_scores,
+    score_pictures,
+)
 from mambaad.model import MambaAD, build
 
 CPU = torch.device("cpu")
@@ -120,6 +127,25 @@ def test_weights_changed_in_place_are_seen_in_float32(small: MambaAD) -> None:
     assert np.array_equal(scorer(pictures)[0], Scorer(small, CPU)(pictures)[0])
 
 
+def test_kernels_are_compiled_once_for_every_size(
+    small: MambaAD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[object, ...]] = []
+
+    def spy(*arguments: object, training: bool, tell: object) -> None:
+        assert callable(tell)
+        calls.append((*arguments, training))
+
+    monkeypatch.setattr("mambaad.inference.warm_up", spy)
+    scorer = Scorer(small, CPU, precision="bf16")
+    for count, size in ((1, (32, 32)), (2, (32, 32)), (1, (32, 64)), (2, (32, 32))):
+        scorer(random_pictures(count, size))
+    expected = [(1, (32, 32)), (2, (32, 32)), (1, (32, 64))]
+    assert calls == [(small, *sizes, CPU, "bf16", False) for sizes in expected]
+    Scorer(Red(), CPU)(random_pictures(1))
+    assert len(calls) == 3
+
+
 def test_bf16_is_near_float32(small: MambaAD) -> None:
     pictures = random_pictures(2)
     exact = Scorer(small, CPU)(pictures)[0]
@@ -152,3 +178,19 @@ def test_batch_sizes() -> None:
     gpu = torch.device("cuda")
     assert batch_size_for(CPU, (256, 256)) == 8
     assert [batch_size_for(gpu, (s, s)) for s in (256, 512, 544)] == [64, 64, 32]
+
+
+@pytest.mark.parametrize("products", ["highest", "high"])
+def test_float32_on_cuda_is_float32_whatever_the_program_asked_for(products: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(products)
+    try:
+        with exact_float32(torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == products
+        assert torch.backends.cudnn.allow_tf32
+        with exact_float32(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == products
+    finally:
+        torch.set_float32_matmul_precision(before)

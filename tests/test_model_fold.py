@@ -11,6 +11,7 @@ from mambaad.model import MambaAD, build
 from mambaad.model.blocks import HSSBlock
 from mambaad.model.encoder import FrozenEncoder, build_encoder
 from mambaad.model.fold import inference_copy
+from mambaad.model.layers import DepthwiseConv
 from mambaad.model.neck import HalfFPN
 
 
@@ -81,7 +82,9 @@ def test_what_is_cast_and_what_is_not() -> None:
     assert not copy.training
     assert not any(p.requires_grad for p in copy.parameters())
     for module in copy.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, DepthwiseConv):
+            assert {p.dtype for p in module.parameters()} == {torch.float32}
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
         elif isinstance(module, nn.LayerNorm):
             assert module.weight.dtype == torch.float32

@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -131,7 +132,8 @@ def test_gradients_are_taken_in_the_stages_own_threads(monkeypatch: pytest.Monke
 
     def grad(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
         seen.append(torch._C._is_multithreading_enabled())
-        return original(*arguments, **options)
+        gradients: tuple[Tensor, ...] = original(*arguments, **options)
+        return gradients
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
     warm(network(), training=True)
@@ -190,7 +192,32 @@ def test_nothing_is_done_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     warm_up(network(), 2, (32, 64), CPU, "auto", training=True, tell=sys.exit)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the test below runs them on the GPU")
+@pytest.mark.parametrize("fails", [False, True])
+def test_tools_first_then_stages_then_memory(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+    done: list[object] = []
+
+    def make(*arguments: object) -> list[Part]:
+        done.append(arguments)
+        return []
+
+    def run(*arguments: object, **options: object) -> None:
+        done.append((*arguments, options))
+        if fails:
+            raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    monkeypatch.setattr(warmup, "decoder_parts", make)
+    monkeypatch.setattr(warmup, "_set_up_tools", done.append)
+    monkeypatch.setattr(warmup, "run_parts", run)
+    model, here = network(), torch.device("cuda:1")
+    with pytest.raises(RuntimeError, match="no such") if fails else nullcontext():
+        warm_up(model, 2, (32, 64), torch.device("cuda"), "bf16", training=True, tell=sys.exit)
+    options = {"training": True, "tell": sys.exit}
+    assert done == [(model.decoder, 2, (32, 64), here), here, ([], "bf16", options), "emptied"]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_kernels_operators_in_the_interpreter(
     monkeypatch: pytest.MonkeyPatch, training: bool
@@ -207,19 +234,6 @@ def test_the_kernels_operators_in_the_interpreter(
     }  # fmt: skip
     monkeypatch.undo()
     assert all(p.grad is None for p in module.parameters())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("training", [True, False])
-def test_on_a_gpu(training: bool) -> None:
-    device = torch.device("cuda")
-    model = network().to(device)
-    warm_up(model, 2, (32, 64), device, "auto", training=training)  # torch is set up
-    random, held = torch.cuda.get_rng_state(), torch.cuda.memory_allocated()
-    warm_up(model, 2, (32, 64), device, "auto", training=training)
-    assert torch.equal(torch.cuda.get_rng_state(), random)
-    assert torch.cuda.memory_allocated() == held
-    assert all(p.grad is None for p in model.parameters())
 
 
 def test_other_sizes_are_refused() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mambaad.replay import BUCKETS, MAX_GRAPHS, Graph, Replay, bucket
+import mambaad.replay as replay_module
+from mambaad.replay import BUCKETS, MAX_GRAPHS, Graph, Replay, bucket, capture, cause_of
 
 
 class Faked(Replay):
@@ -100,9 +101,27 @@ def test_what_cannot_be_captured_is_called() -> None:
 
 
 class FakedCuda:
-    """Stands for torch.cuda where a capture fails."""
+    """Stands for torch.cuda, whose captures end with an error if they are broken, and for the
+    graph, the random numbers, the allocator and all streams in it."""
 
-    CUDAGraph = Stream = Event = object
+    Stream = Event = object
+
+    def __init__(self, *, broken: bool = True, ended: bool = False) -> None:
+        self.broken, self.ended = broken, ended
+        self.done: list[object] = []
+        self.current: object = "caller's"
+        self.pools = 0
+        self.default_generators = [self] * 3
+
+    def CUDAGraph(self) -> FakedCuda:
+        return self
+
+    def current_device(self) -> int:
+        return 0
+
+    def graph_pool_handle(self) -> tuple[int, int]:
+        self.pools += 1
+        return 0, self.pools
 
     def current_stream(self) -> FakedCuda:
         return self
@@ -110,26 +129,119 @@ class FakedCuda:
     def wait_stream(self, _: object) -> None: ...
 
     @contextmanager
-    def stream(self, _: object) -> Iterator[None]:
-        yield
+    def stream(self, stream: object) -> Iterator[None]:
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextmanager
     def graph(self, *_: object, **__: object) -> Iterator[None]:
+        self.current = "capture's"  # as torch, which does not leave it after an error
+        try:
+            yield
+        finally:
+            if self.broken:
+                raise RuntimeError("operation failed due to a previous error\nmore lines")
+
+    def replay(self) -> None:
+        self.done.append("replay")
+
+    def reset(self) -> None:
+        self.done.append("reset")
+
+    def pool(self) -> None:
+        if not self.ended:
+            raise RuntimeError("without a preceding successful capture")
+
+    def clone_state(self) -> str:
+        return "random numbers before"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.done.append(state)
+
+    def end(self, *place: object) -> None:
+        self.done.append(("end", *place))
+        if self.ended:
+            raise RuntimeError("not recording to this pool")
+
+    def release(self, *place: object) -> None:
+        self.done.append(("release", *place))
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, **state: bool) -> FakedCuda:
+    cuda = FakedCuda(**state)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", cuda.release, raising=False)
+    monkeypatch.setattr(replay_module, "_failed", [])
+    return cuda
+
+
+def test_a_capture_returns_what_replays_it_and_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = faked(monkeypatch, broken=False)
+    replay, result = capture(lambda: 5, torch.device("cuda"), "lane", (0, 1))  # type: ignore[arg-type]
+    replay()
+    assert (result, cuda.done, cuda.current) == (5, ["replay"], "caller's")
+
+
+@pytest.mark.parametrize(
+    ("ended", "memory"),
+    [(False, [("end", 2, "pool"), ("release", 2, "pool")]), (True, [("end", 2, "pool"), "reset"])],
+)
+def test_after_a_failed_capture_all_is_as_before(
+    monkeypatch: pytest.MonkeyPatch, ended: bool, memory: list[object]
+) -> None:
+    cuda = faked(monkeypatch, ended=ended)
+
+    def work() -> None:
+        raise KeyError("what the function reads")
+
+    with pytest.raises(RuntimeError) as caught:
+        capture(work, torch.device("cuda:2"), "lane", "pool")  # type: ignore[arg-type]
+    assert cause_of(caught.value) == "'what the function reads'"
+    assert cuda.done == ["random numbers before", *memory]
+    assert cuda.current == "caller's"
+    assert replay_module._failed == [cuda]
+
+
+def test_a_capture_that_does_not_begin_has_no_memory_to_give_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextmanager
+    def refuse(*_: object, **__: object) -> Iterator[None]:
+        raise RuntimeError("the device is gone")
         yield
-        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    cuda = faked(monkeypatch)
+    monkeypatch.setattr(cuda, "graph", refuse)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        capture(lambda: None, torch.device("cuda:0"), "lane", "pool")  # type: ignore[arg-type]
+    assert cuda.done == ["random numbers before"]
+    assert cuda.current == "caller's"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [(RuntimeError("not permitted\nmore"), "not permitted"), (KeyError(), "KeyError")],
+)
+def test_a_cause_is_a_line(error: Exception, cause: str) -> None:
+    assert cause_of(error) == cause
 
 
 def test_a_failed_capture_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    faked = FakedCuda()
-    monkeypatch.setattr(torch, "cuda", faked)
-    capture: Callable[[Replay, Tensor], Graph | None] = Replay._capture
+    cuda = faked(monkeypatch)
+    attempt: Callable[[Replay, Tensor], Graph | None] = Replay._capture
     replay = Faked(double_and_sum, torch.device("cpu"))
-    replay._stream, replay._pool = faked, (0, 0)  # type: ignore[assignment]
+    replay._stream, replay._pool = cuda, (0, 0)  # type: ignore[assignment]
     with caplog.at_level(logging.INFO, "mambaad"):
-        assert capture(replay, torch.ones(3, 5)) is None
-        assert capture(replay, torch.ones(5, 5)) is None
-    expected = "no CUDA graph, each kernel is launched by itself: operation not permitted when"
+        assert attempt(replay, torch.ones(3, 5)) is None
+        assert attempt(replay, torch.ones(5, 5)) is None
+    assert replay._pool == (0, 2)  # torch may refuse the one of a failed capture
+    assert cuda.current == "caller's"
+    expected = "no CUDA graph, each kernel is launched by itself: operation failed due"
     assert [expected in r.getMessage() for r in caplog.records] == [True]
     assert "\n" not in caplog.records[0].getMessage()

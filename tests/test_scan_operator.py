@@ -172,3 +172,14 @@ def test_orders_must_be_int32() -> None:
     inputs = scan_inputs(1, 2, 2, 3, 2, 1, 2)
     with pytest.raises(ValueError, match=r"orders must be int32, got torch\.int64"):
         cross_scan(*inputs._replace(orders=inputs.orders.long()))
+
+
+def test_asking_for_triton_does_not_break_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+    def ask(x: Tensor) -> Tensor:
+        chosen = resolve_backend("auto", torch.device("cuda"), torch.float32)
+        return x + (1 if chosen == "triton" else 2)
+
+    found = torch.compile(ask, backend="eager", fullgraph=True)(torch.zeros(1))
+    assert torch.equal(found, ask(torch.zeros(1)))

@@ -75,6 +75,25 @@ def test_the_state_is_saved_every_so_often(
     assert saved == [1, 2, 3, 3]
 
 
+def test_kernels_are_compiled_before_the_first_step(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mambaad import train as module
+
+    calls: list[tuple[object, ...]] = []
+    seen = StopAt(1)
+
+    def spy(model: MambaAD, *arguments: object, **options: object) -> None:
+        calls.append((type(model), *arguments, options, len(seen.steps)))
+
+    monkeypatch.setattr(module, "warm_up", spy)
+    config = tiny_config.override({"train.batch_size": 99})  # of 12 pictures
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, device="cpu", observer=seen)
+    options = {"training": True, "tell": seen.message}
+    assert calls == [(MambaAD, 12, (64, 64), torch.device("cpu"), "float32", options, 0)]
+
+
 def test_an_unreadable_picture_is_named(
     tiny_config: Config, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from mambaad.config import TrainConfig
 from mambaad.devices import autocast
 from mambaad.errors import TrainingError
 from mambaad.graphs import GraphedStep, Lane
+from mambaad.inference import exact_float32
 from mambaad.steps import LaterStep, Numbers, Ring, Step
 
 __all__ = ["Method", "Step", "build_optimizer", "computing", "fit", "parameter_groups"]
@@ -76,7 +77,7 @@ def build_optimizer(
         groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=True, capturable=True
     )
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(rate, device=device)
+        group["lr"] = torch.tensor(rate, dtype=torch.float32, device=device)  # as fused wants
     return optimizer
 
 
@@ -84,18 +85,17 @@ def build_optimizer(
 def computing(precision: str, device: torch.device) -> Iterator[None]:
     """Autocast as ``precision`` says, and cuDNN so that a repeated run gives the same bits.
 
-    cuDNN's convolutions in float32 are float32 here: torch would let them round their inputs to
-    TF32 on a GPU, as the published code did, but float32 is what parity is measured in, and who
-    wants speed takes bf16. Algorithms are chosen by rule, not by timing.
+    Convolutions and matrix products in float32 are float32 here: torch would let cuDNN's round
+    their inputs to TF32 on a GPU, as the published code did, but float32 is what parity is measured
+    in, and who wants speed takes bf16. Algorithms are chosen by rule, not by timing.
     """
-    backend = torch.backends.cudnn
-    flags = backend.flags(
-        enabled=backend.enabled,
+    flags = torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled,
         benchmark=False,
-        deterministic=backend.deterministic,
+        deterministic=True,
         allow_tf32=False,
     )
-    with flags, autocast(precision, device):
+    with flags, exact_float32(device), autocast(precision, device):
         yield
 
 
@@ -192,9 +192,9 @@ class _Learner:
     def compute(self, images: Tensor | None, features: Sequence[Tensor] | None) -> Tensor:
         """Loss and clipped gradients. Returns: loss, norm before clipping, and the loss's parts."""
         with computing(self._precision, self._device):
+            self.optimizer.zero_grad(set_to_none=True)  # first: the forward pass has their memory
             parts = self._method.loss_parts(images, features)
             loss = torch.stack(list(parts.values())).sum()
-            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
         norm = nn.utils.clip_grad_norm_(self._trainable, self._limit)
         self.names = tuple(parts)

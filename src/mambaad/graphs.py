@@ -9,9 +9,11 @@ drop path's random numbers continue torch's own sequence. What cannot be capture
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
+
+from mambaad.replay import capture, cause_of
 
 EAGER_STEPS = 3
 """Steps before the capture."""
@@ -38,15 +40,21 @@ class GraphedStep:
         self._done = 0
 
     def __call__(self) -> None:
-        if self._capture is not None and self._done == EAGER_STEPS:
-            try:
-                self._run = self._capture(self._work)
-            except Exception as error:  # noqa: BLE001 - the method's own code may raise anything
-                cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self._tell(f"training goes on without a CUDA graph, more slowly: {cause}")
-            self._capture = None
-        self._run()
+        record = self._capture if self._done == EAGER_STEPS else None
+        if record is None or not self._begin(record):
+            self._run()
         self._done += 1
+
+    def _begin(self, record: Callable[[Work], Work]) -> bool:
+        """Take this step by a graph, and all after it; if that fails, nothing of it is left."""
+        try:
+            replay = record(self._work)
+            replay()  # a graph that the device has no room for fails here, before it begins
+        except Exception as error:  # noqa: BLE001 - the method's own code may raise anything
+            self._tell(f"training goes on without a CUDA graph, more slowly: {cause_of(error)}")
+            return False
+        self._run = replay
+        return True
 
 
 class Lane:
@@ -76,22 +84,5 @@ class Lane:
         Raises:
             RuntimeError: If it does what a graph cannot hold, such as reading a value back.
         """
-        index = torch.cuda.current_device() if self._device.index is None else self._device.index
-        generator = torch.cuda.default_generators[index]
-        before = generator.clone_state()
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        try:
-            # other threads may go on: one that prepares batches allocates pinned memory
-            with torch.cuda.graph(
-                graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                work()
-        except BaseException:
-            # else random numbers and allocator take the capture to be going on for ever (torch
-            # before 2.12; later ones have ended it, and refuse to do so twice)
-            generator.graphsafe_set_state(before)
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(index, pool)
-            raise
-        replay: Work = graph.replay
+        replay, _ = capture(work, self._device, self._stream, torch.cuda.graph_pool_handle())
         return replay

@@ -160,7 +160,9 @@ class Scorer:
         pinned = torch.empty(images.shape, dtype=images.dtype, pin_memory=True).copy_(images)
         with torch.cuda.stream(self._upload):
             uploaded = pinned.to(self.device, non_blocking=True)
+        caller = torch.cuda.current_stream(self.device)  # it may be at work on the weights yet
         with torch.cuda.stream(self._work):
+            self._work.wait_stream(caller)
             self._work.wait_stream(self._upload)
             results = self._run(uploaded)
         with torch.cuda.stream(self._download):
@@ -174,7 +176,7 @@ class Scorer:
         return _Running(maps, scores, done, (uploaded, *results))
 
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), autocast(self.precision, self.device), _exact(self.device):
+        with torch.no_grad(), autocast(self.precision, self.device), exact_float32(self.device):
             inputs = normalise(images) if images.dtype == torch.uint8 else images
             self._compile_kernels(inputs)
             maps = self._method.anomaly_maps(inputs)
@@ -290,17 +292,25 @@ def batches(
 
 
 @contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """Convolutions of float32 tensors in float32: cuDNN would round them to TF32 by default."""
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Convolutions and matrix products of float32 tensors on a CUDA device in float32, not TF32.
+
+    cuDNN would round its inputs by default, cuBLAS where the program or its surroundings ask for
+    it (``torch.set_float32_matmul_precision``; some containers set a variable).
+    """
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cudnn.allow_tf32
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
+    if products != "highest":
+        torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cudnn.allow_tf32 = convolutions
+        if products != "highest":
+            torch.set_float32_matmul_precision(products)
 
 
 def _check(images: Tensor) -> None:

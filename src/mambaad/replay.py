@@ -13,8 +13,9 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,11 @@ MAX_GRAPHS = 16
 _WARM_UPS = 2  # kernels are compiled, libraries set up and constants made before the capture
 _log = logging.getLogger(__name__)
 
+_failed: list[torch.cuda.CUDAGraph] = []
+# Never dropped: torch's memory for pinned tensors may go on asking them (torch 2.11).
+
 Function = Callable[[Tensor], tuple[Tensor, ...]]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,10 @@ class Graph:
 
 class Replay:
     """Calls a function through CUDA graphs. Safe to call from several threads."""
+
+    _pool: Any
+    _stream: torch.cuda.Stream
+    _last: torch.cuda.Event
 
     def __init__(self, function: Function, device: torch.device) -> None:
         """Wrap a function; nothing is captured yet.
@@ -98,20 +107,17 @@ class Replay:
             for _ in range(_WARM_UPS):
                 self._function(static)
         stream.wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: other threads may go on allocating meanwhile
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                results = self._function(static)
-        except RuntimeError as error:
+            replay, results = capture(
+                lambda: self._function(static), self._device, self._stream, self._pool
+            )
+        except Exception as error:  # noqa: BLE001 - the function may raise anything
             if not self._complained:
-                cause = (str(error) or type(error).__name__).splitlines()[0]
-                _log.info("no CUDA graph, each kernel is launched by itself: %s", cause)
+                _log.info("no CUDA graph, each kernel is launched by itself: %s", cause_of(error))
             self._complained = True
+            self._pool = torch.cuda.graph_pool_handle()  # torch may take the old one to be in use
             return None
-        return Graph(static, results, graph.replay)
+        return Graph(static, results, replay)
 
     def _set_up(self) -> None:
         with torch.cuda.device(self._device):
@@ -132,6 +138,68 @@ class Replay:
                 yield
             finally:
                 self._last.record(stream)
+
+
+def capture(
+    work: Callable[[], _Result],
+    device: torch.device,
+    stream: torch.cuda.Stream,
+    pool: Any,
+) -> tuple[Callable[[], None], _Result]:
+    """Record what ``work`` puts into the device's queue, without running it.
+
+    If that fails, random numbers, memory and the current stream are as they were before.
+
+    Args:
+        work: Has been run on ``stream`` before, so that nothing in it happens for the first time.
+        device: Where it runs, CUDA.
+        stream: To capture on; not the default one.
+        pool: Where the graph's memory comes from, of ``torch.cuda.graph_pool_handle``.
+
+    Returns:
+        What runs the record, and the result of ``work``, which every run writes anew.
+
+    Raises:
+        RuntimeError: If ``work`` does what a graph cannot hold, such as reading a value back.
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    generator = torch.cuda.default_generators[index]
+    before = generator.clone_state()
+    graph, begun = torch.cuda.CUDAGraph(), False
+    # thread_local: other threads may go on allocating, one that prepares batches for instance
+    recording = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
+    try:
+        with torch.cuda.stream(stream), recording:  # the latter alone would not leave the stream
+            begun = True
+            result = work()
+    except BaseException:
+        # else random numbers and allocator take the capture to be going on for ever
+        generator.graphsafe_set_state(before)
+        if begun:
+            _abandon(graph, index, pool)
+        raise
+    return graph.replay, result
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, index: int, pool: Any) -> None:
+    """Give back the memory of a capture that failed."""
+    _failed.append(graph)
+    # some versions of torch have ended it, and refuse to do so twice; others name this otherwise
+    with suppress(RuntimeError, AttributeError):
+        torch._C._cuda_endAllocateToPool(index, pool)
+    try:
+        graph.pool()
+    except RuntimeError:  # it holds nothing, so it will not release the memory either
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_releasePool(index, pool)
+    else:
+        graph.reset()
+
+
+def cause_of(error: Exception) -> str:
+    """Why a capture failed, in a line: the end of a broken one hides what broke it."""
+    first = error.__context__ or error
+    return (str(first) or type(first).__name__).splitlines()[0]
 
 
 def bucket(count: int) -> int:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaad.fused import triton_runs
+
 __all__ = ["definition", "depthwise_conv"]
 
 SIZES = (1, 3, 5, 7)
@@ -43,7 +45,8 @@ def depthwise_conv(
         weight: (C, 1, k, k) with k one of 1, 3, 5, 7; may be float32 beside a 16-bit ``x``.
         bias: (C,) or None.
         silu: Whether SiLU follows.
-        kernel: Whether the Triton kernels run; None takes them for CUDA tensors of 16 or 32 bits.
+        kernel: Whether the Triton kernels run; None takes them for CUDA tensors of 16 or 32
+            bits where Triton runs.
 
     Returns:
         (B, H, W, C), contiguous, in the dtype of ``x``. Differentiable once in all inputs (in
@@ -54,7 +57,7 @@ def depthwise_conv(
     """
     _check_shapes(x, weight, bias)
     if kernel is None:
-        kernel = x.is_cuda and x.dtype in DTYPES and _span(x) < 2**31
+        kernel = x.is_cuda and x.dtype in DTYPES and _span(x) < 2**31 and triton_runs()
     elif kernel and (x.dtype not in DTYPES or _span(x) >= 2**31):
         raise ValueError(
             "x must be float32, bfloat16 or float16 and one picture of it within 2^31 elements "

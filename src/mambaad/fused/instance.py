@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaad.fused import triton_runs
+
 WHOLE = 1024
 """Most pixels of a map that one program holds: 32 bytes of each are 32 KB."""
 
@@ -37,7 +39,7 @@ def instance_norm_silu(x: Tensor, eps: float = 1e-5, *, kernel: bool | None = No
             read x as it is if it is contiguous.
         eps: Added to the variance.
         kernel: Whether the Triton kernels run. By default they do for CUDA tensors of 16 or 32
-            bits.
+            bits where Triton runs.
 
     Returns:
         (B, H, W, C), in the dtype of ``x``.
@@ -50,7 +52,7 @@ def instance_norm_silu(x: Tensor, eps: float = 1e-5, *, kernel: bool | None = No
     if x.shape[1] * x.shape[2] == 1:
         return torch.zeros_like(x)
     if kernel is None:
-        kernel = x.is_cuda and x.dtype != torch.float64
+        kernel = x.is_cuda and x.dtype != torch.float64 and triton_runs()
     if not kernel:
         return _plain(x, eps)
     y: Tensor = instance_norm_forward(x, eps)[0]

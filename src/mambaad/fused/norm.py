@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaad.fused import triton_runs
+
 PROGRAMS = 528
 """Most programs of the backward kernel: four on each processor of an H200.
 
@@ -43,7 +45,7 @@ def layer_norm(
         eps: Added to the variance.
         gate: (..., D) as x. Its pixels may lie apart, as in one half of a wider tensor.
         kernel: Whether the Triton kernels run. By default they do for CUDA tensors of 16 or 32
-            bits.
+            bits where Triton runs.
 
     Returns:
         (..., D), in the dtype of the gate if there is one, else of x.
@@ -61,7 +63,7 @@ def layer_norm(
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
     if kernel is None:
-        kernel = x.is_cuda and x.dtype != torch.float64
+        kernel = x.is_cuda and x.dtype != torch.float64 and triton_runs()
     if not kernel:
         return _plain(x, weight, bias, gate, eps)
     y: Tensor = layer_norm_forward(x, weight, bias, gate, eps)[0]

@@ -21,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mambaad.model.blocks import HSSBlock
 from mambaad.model.encoder import FrozenEncoder
+from mambaad.model.layers import DepthwiseConv
 from mambaad.model.neck import HalfFPN
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -37,7 +38,7 @@ def inference_copy(model: _Network, dtype: torch.dtype) -> _Network:
     Args:
         model: MambaAD, or any other; folding looks into frozen encoders and Half-FPNs only.
         dtype: Of the weights of linear and convolution layers and of the scan's projection;
-            others keep theirs.
+            others, depth-wise convolutions among them, keep theirs.
 
     Returns:
         In evaluation mode, on the same device, without gradients.
@@ -47,8 +48,8 @@ def inference_copy(model: _Network, dtype: torch.dtype) -> _Network:
         if isinstance(module, (FrozenEncoder, HalfFPN)):
             _fold(module.body if isinstance(module, FrozenEncoder) else module)
     for module in twin.modules():
-        if isinstance(module, CAST):
-            module.to(dtype)
+        if isinstance(module, CAST) and not isinstance(module, DepthwiseConv):
+            module.to(dtype)  # depth-wise kernels take float32 weights, as in training
         elif isinstance(module, HSSBlock):
             module.scan_proj.data = module.scan_proj.to(dtype)
     twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

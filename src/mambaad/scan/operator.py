@@ -42,7 +42,8 @@ def cross_scan_forward(
     if backend == "triton":
         from mambaad.scan import cuda
 
-        return cuda.forward(*_detached(inputs), save=save)
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            return cuda.forward(*_detached(inputs), save=save)
     return reference.forward(*inputs, recurrence=_RECURRENCES[backend]), x.new_empty(0)
 
 
@@ -98,7 +99,8 @@ def cross_scan_backward(
     if backend == "triton":
         from mambaad.scan import cuda
 
-        return cuda.backward(dy.detach(), *_detached(inputs), saved=saved.detach())
+        with torch.cuda.device_of(x):
+            return cuda.backward(dy.detach(), *_detached(inputs), saved=saved.detach())
     return reference.backward(dy, *inputs, recurrence=_RECURRENCES[backend])
 
 

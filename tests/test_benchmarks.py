@@ -1,0 +1,235 @@
+"""The benchmark scripts run on the CPU at tiny sizes, and refuse to time what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from interpreter import interpreted_device
+
+import mambaad.cli
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+# the scan's last, because it puts this folder first in the path
+NAMES = ("training", "inference", "machine", "network", "scaling", "timing", "end_to_end", "scan")
+TINY = ["--device", "cpu", "--encoder", "filterbank", "--depths", "1", "1", "1", "1"]
+SMALL = [*TINY, "--size", "64", "--repeats", "2"]
+ABOUT = {"device", "torch", "triton", "commit"}
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The scripts by name; ``training`` is also the name of a file beside this one."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
+    yield {name: importlib.import_module(name) for name in NAMES}
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+
+
+Scripts = dict[str, ModuleType]
+Output = pytest.CaptureFixture[str]
+
+
+def rows(output: Output) -> list[dict[str, str]]:
+    """What was printed, each row with the cells that every row must have."""
+    found = list(csv.DictReader(output.readouterr().out.splitlines()))
+    assert found
+    assert all(row[name] for row in found for name in ABOUT)
+    return found
+
+
+def test_training(scripts: Scripts, capsys: Output) -> None:
+    scripts["training"].main(
+        [*SMALL, "--batch", "2", "--precision", "float32", "bf16", "--directions", "2"]
+    )
+    found = rows(capsys)
+    keys = [(row["precision"], row["source"], row["batch"]) for row in found]
+    assert keys == [(p, s, "2") for p in ("float32", "bf16") for s in ("features", "pictures")]
+    for row in found:
+        assert 0 < float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
+        rate = 2000 / float(row["median_ms"])
+        assert float(row["pictures_per_second"]) == pytest.approx(rate, rel=0.01, abs=0.1)
+
+
+def test_inference(scripts: Scripts, capsys: Output) -> None:
+    scripts["inference"].main([*SMALL, "--batch", "1", "3", "--directions", "2"])
+    found = rows(capsys)
+    keys = [(row["precision"], row["batch"]) for row in found]
+    assert keys == [(p, b) for p in ("float32", "bf16") for b in ("1", "3")]
+    assert all(float(row["median_ms"]) > 0 for row in found)
+
+
+def test_scaling(scripts: Scripts, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    scaling, result = scripts["scaling"], scripts["network"].Result
+    monkeypatch.setattr(
+        scaling,
+        "TIMERS",
+        dict.fromkeys(scaling.TIMERS, lambda *_: result([4.0, 2.0, 3.0], ["", ""])),
+    )
+    tiny = [*TINY, "--size", "64", "128", "--batch", "2", "1", "--directions", "2", "4"]
+    scaling.main([*tiny, "--repeats", "2", "--precision", "float32"])
+    found = rows(capsys)
+    keys = [(row["series"], row["size"], row["batch"], row["directions"]) for row in found]
+    expected = [
+        ("size", "64", "2", "4"),
+        ("size", "128", "2", "4"),
+        ("batch", "64", "1", "4"),
+        ("batch", "64", "2", "4"),
+        ("directions", "64", "2", "2"),
+        ("directions", "64", "2", "4"),
+    ]
+    assert keys == expected * 2
+    assert [row["what"] for row in found] == ["training"] * 6 + ["inference"] * 6
+    assert found[1]["median_ms"] == "3.000"
+    assert found[1]["ms_per_megapixel"] == f"{3 / (2 * 128 * 128 / 1e6):.2f}"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", ["training", "inference", "scaling"])
+def test_a_wrong_network_is_not_timed(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch, capsys: Output, name: str, precision: str
+) -> None:
+    network = scripts["network"]
+    right = network.with_backend
+
+    def other(model: torch.nn.Module, backend: str) -> torch.nn.Module:
+        twin = right(model, backend)
+        for leaf, parameter in twin.named_parameters():
+            if leaf.endswith(("skip", "norm.weight")):
+                parameter.data.neg_()
+        return twin
+
+    monkeypatch.setattr(network, "with_backend", other)
+    with pytest.raises(SystemExit) as ended:
+        scripts[name].main([*SMALL, "--precision", precision, "--directions", "2"])
+    assert "is off by" in str(ended.value) or "are off by" in str(ended.value)
+    assert str(ended.value).endswith("nothing was timed")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def tiny_stage(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script of the scan with one small stage, whose rank is one of the unfused ones."""
+    scan = scripts["scan"]
+    monkeypatch.setattr(scan, "STAGES", {"8x8": (4, 8, 3)})
+    monkeypatch.setattr(scan, "PATHS", 2)
+    # Triton's interpreter cuts 16-bit numbers off, where a GPU rounds them
+    monkeypatch.setattr(scan, "BF16_LIMIT", 2**-7)
+    return scan
+
+
+def test_scan_on_the_cpu(tiny_stage: ModuleType, capsys: Output) -> None:
+    tiny_stage.main(["--stage", "8x8", "--batch", "1", "2", "--repeats", "2"])
+    found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    keys = [(row["stage"], row["batch"]) for row in found]
+    assert keys == [("8x8", "1"), ("3 blocks", "1"), ("8x8", "2"), ("3 blocks", "2")]
+    assert all(float(row["backward_median_ms"]) > 0 and row["commit"] for row in found)
+
+
+def test_scan_by_triton(
+    tiny_stage: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    """What a GPU runs, in the interpreter if there is none."""
+    device = interpreted_device()
+
+    def once(call: Callable[[], object], *_: object) -> list[float]:
+        call()
+        return [0.25, 0.5]
+
+    monkeypatch.setattr(tiny_stage, "timed", once)
+    tiny_stage.gpu_rows(["8x8"], [1], ["float32", "bf16"], 2, device)
+    found = rows(capsys)
+    keys = [(row["stage"], row["precision"], row["pass"]) for row in found]
+    passes = tiny_stage.PASSES
+    stages = ("8x8", "3 blocks")
+    assert keys == [(s, p, n) for p in ("float32", "bf16") for s in stages for n in passes]
+    for row in found:
+        ratio = float(row["median_us"]) / float(row["limit_us"])
+        assert float(row["ratio"]) == pytest.approx(ratio, rel=0.05, abs=0.01)
+    assert found[2]["limit_us"] == "4.7"
+
+
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_a_wrong_scan_is_not_timed(
+    tiny_stage: ModuleType, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    device = interpreted_device() if backend == "triton" else torch.device("cpu")
+    right = tiny_stage.results
+
+    def wrong(*arguments: object) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = right(*arguments)
+        if arguments[2] == backend:
+            found["dt_bias"] = 1.01 * found["dt_bias"]
+        return found
+
+    tiny_stage.check("8x8", 1, device, "float32", 2, backend)
+    monkeypatch.setattr(tiny_stage, "results", wrong)
+    with pytest.raises(SystemExit, match=r"^8x8, .*dt_bias is off by .*nothing was timed$"):
+        tiny_stage.check("8x8", 1, device, "float32", 2, backend)
+
+
+def test_end_to_end(
+    scripts: Scripts,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: Output,
+) -> None:
+    def call(arguments: Sequence[str], environment: Mapping[str, str]) -> float:
+        """The command line in this process, which starts more quickly."""
+        assert environment
+        with redirect_stdout(io.StringIO()), suppress(SystemExit):
+            mambaad.cli.main(list(arguments))
+        return 2.0
+
+    monkeypatch.setattr(scripts["end_to_end"], "call", call)
+    settings = ["model.depths=[1, 1, 1, 1]", "model.directions=2", "data.image_size=64"]
+    scripts["end_to_end"].main(
+        [
+            *(str(tiny_data), "--encoder", "filterbank", "--device", "cpu"),
+            *("--epochs", "1", "--seeds", "1", "2", "--precision", "float32"),
+            *("--check-size", "64", "--out", str(tmp_path)),
+            *(word for setting in settings for word in ("--set", setting)),
+        ]
+    )
+    first, _, second = capsys.readouterr().out.partition("\n\n")
+    runs = list(csv.DictReader(first.splitlines()))
+    keys = [(row["precision"], row["seed"], row["jumps"], row["wall_s"]) for row in runs]
+    assert keys == [("float32", "1", "0", "4.0"), ("float32", "2", "0", "4.0")]
+    assert all(row["mAD metal"] and row["mAD mean"] and row["device"] for row in runs)
+    means = list(csv.DictReader(second.splitlines()))
+    assert [row["category"] for row in means] == ["metal", "wood", "mean"]
+    values = [float(row["mAD mean"]) for row in runs]
+    mean, _, deviation = means[-1]["mAD"].partition(" ± ")
+    assert float(mean) == pytest.approx(sum(values) / 2, abs=0.06)
+    assert float(deviation) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=0.06)
+
+
+def test_end_to_end_stops_at_a_failure(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output
+) -> None:
+    for name in ("check_training", "check_scoring"):
+        monkeypatch.setattr(scripts["end_to_end"], name, lambda *_: None)
+    with pytest.raises(SystemExit, match="mambaad train ended with status 2: error: "):
+        scripts["end_to_end"].main(
+            [str(tmp_path / "none"), "--device", "cpu", "--seeds", "1", "--out", str(tmp_path)]
+        )
+    assert capsys.readouterr().out == ""
+
+
+def test_jumps(scripts: Scripts) -> None:
+    count = scripts["end_to_end"].count_jumps
+    assert count([5.0]) == (0, 1.0)
+    assert count([1.0] * 20 + [3.0, 9.0, 1.0, 3.0]) == (2, 9.0)
+    assert count([1.0] * 20 + [2.99]) == (0, 2.99)
+    assert count([1.0] * 19 + [9.0]) == (0, 1.0)
