@@ -147,7 +147,7 @@ def test_scan_by_triton(
         return [0.25, 0.5]
 
     monkeypatch.setattr(tiny_stage, "timed", once)
-    tiny_stage.gpu_rows(["8x8"], [1], ["float32", "bf16"], 2, device)
+    tiny_stage.gpu_rows(["8x8"], [1], ["float32", "bf16"], 2, device, 2.0)
     found = rows(capsys)
     keys = [(row["stage"], row["precision"], row["pass"]) for row in found]
     passes = tiny_stage.PASSES
@@ -157,6 +157,7 @@ def test_scan_by_triton(
         ratio = float(row["median_us"]) / float(row["limit_us"])
         assert float(row["ratio"]) == pytest.approx(ratio, rel=0.05, abs=0.01)
     assert found[2]["limit_us"] == "4.7"
+    assert all(float(row["error_times"]) > 0 for row in found if row["stage"] == "8x8")
 
 
 @pytest.mark.parametrize("backend", ["numba", "triton"])
