@@ -85,7 +85,7 @@ def train(
     category: Categories = None,
     layout: Annotated[str | None, typer.Option(help="auto, mvtec or folder.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and order.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bf16.")] = None,
     cache: Annotated[
         str | None, typer.Option(help="auto, features, pictures, disk or none.")
     ] = None,
