@@ -79,11 +79,12 @@ def torch_run(case: Case, *, silu: bool) -> dict[str, Tensor]:
     return {"y": y.detach()} | dict(zip(leaves, gradients, strict=True))
 
 
-def compare(case: Case, *, silu: bool, tolerance: float = 1e-6) -> None:
+def wrong(case: Case, *, silu: bool, tolerance: float = 1e-6) -> dict[str, float]:
+    """What is off from float64, and by how much; NaN is."""
     found = run(case, silu=silu, kernel=True)
     truth = torch_run(case.to(torch.float64), silu=silu)
-    for name in truth:
-        assert deviation(found[name], truth[name]) < tolerance, name
+    errors = {name: deviation(found[name], truth[name]) for name in truth}
+    return {name: error for name, error in errors.items() if not error < tolerance}
 
 
 @pytest.fixture
@@ -116,31 +117,31 @@ def test_definition_is_the_equation(size: int) -> None:
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "identity"])
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
 def test_every_size(size: int, silu: bool) -> None:
-    compare(draw((1, 3, 5, 5), size, bias=silu), silu=silu)
+    assert wrong(draw((1, 3, 5, 5), size, bias=silu), silu=silu) == {}
 
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_shape(shape: tuple[int, ...]) -> None:
-    compare(draw(shape, 3), silu=True)
+    assert wrong(draw(shape, 3), silu=True) == {}
 
 
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "identity"])
 def test_bias_goes_with_or_without_silu(silu: bool) -> None:
-    compare(draw((1, 3, 4, 2), 3, bias=not silu), silu=silu)
+    assert wrong(draw((1, 3, 4, 2), 3, bias=not silu), silu=silu) == {}
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.tuples(*[st.integers(1, 5)] * 4), st.booleans())
 def test_any_shape(shape: tuple[int, ...], silu: bool) -> None:
-    compare(draw(shape, 3), silu=silu)
+    assert wrong(draw(shape, 3), silu=silu) == {}
 
 
 @pytest.mark.parametrize("size", [3, 7])
 def test_a_program_works_through_several_tiles(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """High ones, as of large maps, and the last program has fewer than the others."""
     monkeypatch.setattr(depthwise_kernels, "WARPS", 2)
-    compare(draw((3, 5, 5, 2), size), silu=True)
+    assert wrong(draw((3, 5, 5, 2), size), silu=True) == {}
 
 
 @pytest.mark.parametrize("silu", [True, False], ids=["silu", "identity"])

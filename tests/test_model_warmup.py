@@ -144,11 +144,14 @@ def test_gradients_are_taken_in_the_stages_own_threads(monkeypatch: pytest.Monke
 class Failing(nn.Module):
     """Stands for a stage's layers."""
 
+    calls = 0  # of all, since warming up works on copies
+
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
 
     def forward(self, _: Tensor) -> Tensor:
+        Failing.calls += 1
         raise self.error
 
 
@@ -173,7 +176,11 @@ def test_an_error_is_the_callers_with_its_traceback() -> None:
 def test_a_lack_of_memory_is_left_to_the_step(error: Exception) -> None:
     model = network()
     model.decoder.expands[0] = Failing(error)
+    calls, threads = Failing.calls, threading.active_count()
     warm(model, training=True)
+    assert Failing.calls == calls + 1
+    assert threading.active_count() == threads
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(("patience", "told"), [(0.0, [MESSAGE]), (60.0, [])])
@@ -188,8 +195,10 @@ def test_a_line_is_told_only_if_it_takes_long(
 
 
 def test_nothing_is_done_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder.Decoder, "orders", Failing(RuntimeError("used")).forward)
-    warm_up(network(), 2, (32, 64), CPU, "auto", training=True, tell=sys.exit)
+    model, used = network(), []
+    monkeypatch.setattr(warmup, "decoder_parts", lambda *a: used.append(a))
+    warm_up(model, 2, (32, 64), CPU, "auto", training=True, tell=used.append)
+    assert used == []
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -3,7 +3,7 @@
 Forward: every path's y goes to a plane of its own, already at raster position, and one kernel adds
 the planes up in a fixed order, so that a repeated run gives the same bits. Backward: the state
 before every ``chunk``-th step was kept; each chunk is recomputed from there, its inner states in
-scratch memory small enough to stay in the cache, and walked backwards ``unroll`` steps at a time.
+scratch memory small enough to stay in the cache, and walked backwards ``inner`` steps at a time.
 
 All arithmetic is float32. x, dy and projections may be 16 bits wide.
 """

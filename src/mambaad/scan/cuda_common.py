@@ -7,7 +7,7 @@ Nothing is permuted in memory: the order table gives the row of every step.
 
 A row of ``projections`` is the same for all channels. Lane l loads the row's number l, and a lane
 that needs another one takes it from its neighbour's register (``tl.gather``, one shuffle). That
-makes a row one or two registers, few enough to load the rows of the next steps in advance.
+makes a row three registers or so, few enough to load those of several steps at once.
 
 A path may be cut into segments that run side by side. ``cuda_forward.summary_kernel`` first finds
 what each segment does to a state, h -> exp(A Σ Δ) h + end; the other kernels begin by folding the
