@@ -19,13 +19,16 @@ from torch import Tensor
 from mambaad.scan import cuda_backward, cuda_forward, cuda_sums
 
 LANES = 32
-"""Channels that a warp holds, one a lane."""
+"""Channels that a warp holds."""
 
 _BLOCK = 1024
 """Numbers that a program of the summing kernels adds up."""
 
-_FUSED_RANKS = (1, 2, 4, 8)
-"""Ranks for which the step projection's gradients are taken inside the backward kernel."""
+_SMALL_BLOCK = 512
+"""The same for what is small and has many summands."""
+
+_LARGEST_FUSED_RANK = 8
+"""Up to here the step projection's gradients are taken inside the backward kernel."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class Tiling:
     """Steps whose states the backward kernel holds in registers at once; divides ``chunk``."""
 
     segments: int
-    """Pieces of a path that are taken side by side."""
+    """Parts of a path that are taken side by side."""
+
+    pieces: int = 1
+    """Parts of a segment that are summarised side by side before that."""
 
 
 def forward(
@@ -63,16 +69,16 @@ def forward(
         save: Whether states are wanted.
 
     Returns:
-        y (B, L, D) in the dtype of x; states (B, K, chunks, N, D) float32, or empty.
+        y (B, L, D) in the dtype of x; states as ``states_shape`` says, float32, or empty.
     """
     p = _Problem(x, projections, a_log, dt_weight, dt_bias, skip, orders)
-    planes = p.empty(p.batch, p.paths, p.length, p.channels)
+    planes = p.planes()
     states = p.empty(*states_shape(x, a_log, orders)) if save else p.empty(0)
     segments, blocks = p.tiling.segments, -(-p.channels // LANES)
-    ends, sums = p.summaries(p.x, segments, reverse=False)
+    ends, sums = p.summaries(p.x, reverse=False)
     cuda_forward.forward_kernel[(blocks * segments, p.paths, p.batch)](
         p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, planes, states, ends, sums,
-        p.length, p.channels, p.paths, segments, p.chunks, blocks,
+        p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
         R=p.rank, N=p.states, T=p.tiling.chunk, U=p.tiling.unroll,
         SAVE=save, EVEN_L=p.even, num_warps=1,
     )  # fmt: skip
@@ -98,34 +104,41 @@ def backward(
         saved: The states that ``forward`` returned.
     """
     p = _Problem(x, projections, a_log, dt_weight, dt_bias, skip, orders)
-    fused = p.rank in _FUSED_RANKS
+    fused = p.rank <= _LARGEST_FUSED_RANK and p.rank < p.states
     segments, chunk = p.tiling.segments, p.tiling.chunk
     blocks = -(-p.channels // LANES)
     extra = p.rank if fused else 0
     steps = p.tiling.inner
-    planes = p.empty(p.batch, p.paths, p.length, p.channels)
-    rows = p.empty(blocks, p.batch, p.length, p.paths, 2 * p.states + extra)
+    planes = p.planes()
+    rows = projections.new_empty((blocks, p.batch, p.length, p.paths, 2 * p.states + extra))
     shape = (0,) if fused else (p.batch, p.length, p.paths, p.channels)
     dz = projections.new_empty(shape)  # as wide as the matrix products that take it
-    parameters = p.empty(p.batch * segments, p.paths, p.states + 2 + extra, p.channels)
+    sums_a = p.empty(p.batch * segments, p.paths, p.channels, p.states)
+    parameters = p.empty(p.batch * segments, p.paths, 2 + extra, p.channels)
     programs = blocks * segments * p.paths * p.batch
     scratch = p.empty(programs * (chunk // steps * p.states + 2 * chunk) * LANES)
-    ends, sums = p.summaries(dy, segments, reverse=True)
+    ends, sums = p.summaries(dy, reverse=True)
     cuda_backward.backward_kernel[(blocks * segments, p.paths, p.batch)](
         dy, p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, saved, ends, sums,
-        scratch, planes, rows, dz, parameters,
-        p.length, p.channels, p.paths, segments, p.chunks, blocks,
+        scratch, planes, rows, dz, sums_a, parameters,
+        p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
         R=p.rank, N=p.states, T=chunk, U=steps,
         FUSED=fused, EVEN_L=p.even, num_warps=1,
     )  # fmt: skip
     del scratch
     dx = p.sum_of_planes(planes)
     del planes
-    return dx, *_parameter_gradients(p, projections, rows, dz, parameters, fused)
+    return dx, *_parameter_gradients(p, projections, rows, dz, sums_a, parameters, fused)
 
 
 def _parameter_gradients(
-    p: _Problem, projections: Tensor, rows: Tensor, dz: Tensor, parameters: Tensor, fused: bool
+    p: _Problem,
+    projections: Tensor,
+    rows: Tensor,
+    dz: Tensor,
+    sums_a: Tensor,
+    parameters: Tensor,
+    fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sum what the programs found; for large ranks, do the step projection by matrix products."""
     dprojections = torch.empty_like(projections, memory_format=torch.contiguous_format)
@@ -136,10 +149,11 @@ def _parameter_gradients(
     )  # fmt: skip
     da_log, ddt_weight = torch.empty_like(p.a_log), torch.empty_like(p.dt_weight)
     ddt_bias, dskip = torch.empty_like(p.dt_bias), torch.empty_like(p.dt_bias)
-    cuda_sums.sum_parameters_kernel[(-(-p.channels // 128), p.paths, parameters.shape[2])](
-        parameters, p.a_log, da_log, ddt_bias, dskip, ddt_weight,
-        parameters.shape[0], p.paths, p.channels,
-        R=p.rank, N=p.states, FUSED=fused, BD=128, num_warps=4,
+    programs = sum(-(-sums[0].numel() // _SMALL_BLOCK) for sums in (sums_a, parameters))
+    cuda_sums.sum_parameters_kernel[(programs,)](
+        sums_a, parameters, p.a_log, da_log, ddt_bias, dskip, ddt_weight,
+        sums_a.shape[0], p.paths, p.channels,
+        R=p.rank, N=p.states, FUSED=fused, BLOCK=_SMALL_BLOCK, num_warps=4,
     )  # fmt: skip
     if not fused:
         by_path = dz.view(-1, p.paths, p.channels).transpose(0, 1)
@@ -174,22 +188,31 @@ class _Problem:
         self.rows = projections.contiguous()
         self.tiling = tiling(self.batch, self.paths, self.length, self.channels)
         self.chunks = -(-self.length // self.tiling.chunk)
+        self.pieces = self.tiling.segments * self.tiling.pieces
         self.even = self.length % self.tiling.chunk == 0
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.x.device)
 
-    def summaries(self, source: Tensor, segments: int, *, reverse: bool) -> tuple[Tensor, Tensor]:
-        """What each segment does to a state; nothing is computed for a single one."""
-        shape = (self.batch, self.paths, segments if segments > 1 else 0, self.channels)
-        sums = self.empty(*shape)
-        ends = self.empty(*shape[:3], self.states, self.channels)
+    def planes(self) -> Tensor:
+        """A map for every path, as wide as x: rounding the summands of a sum that is rounded
+        itself adds less than half to its error, and they are most of what is written."""
+        return self.x.new_empty((self.batch, self.paths, self.length, self.channels))
+
+    def summaries(self, source: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
+        """What each piece does to a state; nothing is computed for a single segment."""
+        blocks = -(-self.channels // LANES)
+        segments, pieces = self.tiling.segments, self.pieces
+        shape = (self.batch, self.paths, pieces if segments > 1 else 0, blocks)
+        sums = self.empty(*shape, LANES)
+        ends = self.empty(*shape, self.states * LANES)
         if segments > 1:
-            blocks = -(-self.channels // LANES)
-            cuda_forward.summary_kernel[(blocks * (segments - 1), self.paths, self.batch)](
+            last = pieces // segments  # pieces of a segment: nobody asks for one of them
+            cuda_forward.summary_kernel[(blocks * (pieces - last), self.paths, self.batch)](
                 source, self.rows, self.a_log, self.dt_weight, self.dt_bias, self.orders,
                 ends, sums,
-                self.length, self.channels, self.paths, segments, self.chunks, blocks,
+                self.length, self.channels, self.paths, pieces, last if reverse else 0,
+                self.chunks, blocks,
                 R=self.rank, N=self.states, T=self.tiling.chunk, U=self.tiling.unroll,
                 REVERSE=reverse, EVEN_L=self.even, num_warps=1,
             )  # fmt: skip
@@ -205,11 +228,11 @@ class _Problem:
 
 
 def states_shape(x: Tensor, a_log: Tensor, orders: Tensor) -> tuple[int, int, int, int, int]:
-    """Shape of the saved states: (B, K, chunks, N, D)."""
+    """Shape of the saved states: (B, K, chunks, D / 32, N * 32), as warps hold them."""
     batch, length, channels = x.shape
     paths, size = orders.shape[0], a_log.shape[2]
     chunk = tiling(batch, paths, length, channels).chunk
-    return batch, paths, -(-length // chunk), size, channels
+    return batch, paths, -(-length // chunk), -(-channels // LANES), size * LANES
 
 
 @lru_cache(maxsize=256)
@@ -218,15 +241,13 @@ def tiling(batch: int, paths: int, length: int, channels: int) -> Tiling:
 
     Fewer than two warps on each of a GPU's (H200: 528) schedulers leave it waiting, so long paths
     of few channels are cut into segments, which costs a second pass over all but one of them.
-    Twice the inner steps halve what goes to scratch memory, worth 5 to 25 % on the longest paths,
-    but take Triton four times as long to compile. Measured on an H200; see LOG.md.
+    Short chunks keep the backward kernel's scratch memory in the cache, and need memory for more
+    states between the passes; the longest paths have most of those. See LOG.md for measurements.
     """
-    chunk = 16 if length <= 64 else 32 if length <= 256 else 64
-    inner = 4 if length >= 4096 else 2
+    chunk = 16 if length <= 1024 else 64
     warps = batch * paths * -(-channels // LANES)
     chunks = -(-length // chunk)
     segments = 1
     if warps < 1024 and length > 64:
-        wanted = 2048 if warps >= 256 else 1024
-        segments = max(1, min(chunks, wanted // warps, 32))
-    return Tiling(chunk, 4, inner, segments)
+        segments = max(1, min(chunks, 1024 // warps, 32))
+    return Tiling(chunk, 4, 2, segments, 2 if segments == 2 else 1)

@@ -1,17 +1,18 @@
 # mypy: disable-error-code="assignment,misc,no-untyped-def,untyped-decorator,var-annotated"
 """What the cross scan's Triton kernels share; letters as in ``mambaad.scan.reference``.
 
-One warp holds 32 channels of one path of one picture, a lane for each channel, and walks along the
-path with the N states of its channels in registers, so the sum over the states stays inside a lane.
-Nothing is permuted in memory: the order table gives the row of every step.
+One warp walks 32 channels of one path of one picture, their states in registers. Nothing is
+permuted in memory: the order table gives the row of every step.
 
-A row of ``projections`` is the same for all channels. Lane l loads the row's number l, and a lane
-that needs another one takes it from its neighbour's register (``tl.gather``, one shuffle). That
-makes a row three registers or so, few enough to load those of several steps at once.
+The lanes form teams of Q = N / 4. A team has Q channels, and each of its lanes holds 4 of the N
+states of all of them: Q tensors (32, 4). So a lane needs 4 numbers of B and of C only, which is one
+load of 16 bytes, and uses each Q times. What a channel has one of (x, Δ, y) is owned by the
+channel's own lane: a tensor (32,). ``spread`` gives it to the team, ``collect`` sums over the team.
+Lane l's j-th tensor is that of channel l ^ j, so that a team can trade without asking who is who.
 
 A path may be cut into segments that run side by side. ``cuda_forward.summary_kernel`` first finds
-what each segment does to a state, h -> exp(A Σ Δ) h + end; the other kernels begin by folding the
-summaries of the segments before theirs (after theirs, in the backward pass).
+what each piece of a segment does to a state, h -> exp(A Σ Δ) h + end; the other kernels begin by
+folding the summaries of the pieces before their segment (after it, in the backward pass).
 
 The decay is written exp2(Δ A log2 e): exp2 is the GPU's own instruction, and exact at 0.
 """
@@ -54,34 +55,121 @@ def softplus_of(z):
 
 
 @triton.jit
-def load_row(row, lane, R: tl.constexpr, N: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr):
-    """One step's row as lane vectors: Δ's inputs, 32 to a vector, then COUNT of B, C from FIRST.
+def lane_numbers(lane, Q: tl.constexpr):
+    """(32, 4): which of N numbers a lane holds."""
+    return (lane % Q)[:, None] * 4 + tl.arange(0, 4)[None, :]
 
-    Lane l holds input l, and number l mod N of B and of C.
+
+@triton.jit
+def spread(vector, lane, Q: tl.constexpr):
+    """What the channels of a team have, as a tuple of Q for every lane."""
+    values = (vector,)
+    for j in tl.static_range(1, Q):
+        values = values + (tl.gather(vector, lane ^ j, 0),)
+    return values
+
+
+@triton.jit
+def from_partner(vector, lane, BIT: tl.constexpr):
+    """What the lane that differs in one bit holds."""
+    return tl.gather(vector, lane ^ BIT, 0)
+
+
+@triton.jit
+def collect(values, lane, Q: tl.constexpr):
+    """Sum what the lanes of a team have for each of its channels; a lane gets its own channel's."""
+    for i in tl.static_range(3):
+        if (Q >> i) > 1:
+            halved = ()
+            for j in tl.static_range((Q >> i) // 2):
+                halved = halved + (
+                    values[j] + from_partner(values[j + (Q >> i) // 2], lane, (Q >> i) // 2),
+                )
+            values = halved
+    return values[0]
+
+
+@triton.jit
+def load_row(row, lane, R: tl.constexpr, N: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """One step's row as tensors (32, 4): Δ's inputs, then COUNT of B, C from FIRST.
+
+    If R < N, every lane gets all inputs of Δ, 4 to a tensor; else a team shares them out, N to a
+    tensor. Of B and C a lane gets the numbers of its states.
     """
+    own = lane_numbers(lane, N // 4)
     vectors = ()
-    for i in tl.static_range((R + 31) // 32):
-        at = tl.minimum(lane + 32 * i, R - 1)
-        vectors = vectors + (tl.load(row + at).to(tl.float32),)
+    if R < N:
+        for i in tl.static_range((R + 3) // 4):
+            at = own * 0 + tl.arange(0, 4)[None, :] + 4 * i
+            if R % 4 == 0:
+                vectors = vectors + (tl.load(row + at).to(tl.float32),)
+            else:
+                vectors = vectors + (tl.load(row + at, mask=at < R, other=0.0).to(tl.float32),)
+    else:
+        for i in tl.static_range((R + N - 1) // N):
+            at = own + N * i
+            if R % N == 0:
+                vectors = vectors + (tl.load(row + at).to(tl.float32),)
+            else:
+                vectors = vectors + (tl.load(row + at, mask=at < R, other=0.0).to(tl.float32),)
     for i in tl.static_range(COUNT):
-        at = R + (FIRST + i) * N + lane % N
-        vectors = vectors + (tl.load(row + at).to(tl.float32),)
+        vectors = vectors + (tl.load(row + R + (FIRST + i) * N + own).to(tl.float32),)
     return vectors
 
 
 @triton.jit
-def from_lane(vector, lane, source: tl.constexpr):
-    """Every lane's copy of what lane ``source`` holds."""
-    return tl.gather(vector, lane * 0 + source, 0)
+def load_steps(
+    source, proj, pixels, d, lane, in_d, D, K,
+    R: tl.constexpr, N: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, U: tl.constexpr,
+):  # fmt: skip
+    """What U steps read, as one tuple: for each the row's tensors, then ``source``."""
+    steps = ()
+    for i in tl.static_range(U):
+        steps = steps + load_row(proj + pixels[i] * (K * (R + 2 * N)), lane, R, N, FIRST, COUNT)
+        steps = steps + (tl.load(source + pixels[i] * D + d, mask=in_d, other=0.0),)
+    return steps
 
 
 @triton.jit
-def load_channels(pointer, in_d, COUNT: tl.constexpr):
-    """COUNT neighbours of every lane's address, as a tuple; 0 for channels that do not exist."""
-    numbers = ()
-    for i in tl.static_range(COUNT):
-        numbers = numbers + (tl.load(pointer + i, mask=in_d, other=0.0),)
-    return numbers
+def load_weight(dt_weight, d, lane, D, R: tl.constexpr, N: tl.constexpr):
+    """W_Δ of one path as ``before_softplus`` wants it: a tuple of (32, 4)."""
+    Q: tl.constexpr = N // 4
+    own = lane_numbers(lane, Q)
+    weight = ()
+    if R < N:
+        for i in tl.static_range((R + 3) // 4):
+            at = own * 0 + tl.arange(0, 4)[None, :] + 4 * i
+            mask = (at < R) & (d < D)[:, None]
+            weight = weight + (tl.load(dt_weight + d[:, None] * R + at, mask=mask, other=0.0),)
+    else:
+        for j in tl.static_range(Q):
+            channel = d ^ j
+            for i in tl.static_range((R + N - 1) // N):
+                at = own + N * i
+                mask = (at < R) & (channel < D)[:, None]
+                value = tl.load(dt_weight + channel[:, None] * R + at, mask=mask, other=0.0)
+                weight = weight + (value,)
+    return weight
+
+
+@triton.jit
+def before_softplus(row, weight, bias, lane, R: tl.constexpr, N: tl.constexpr):
+    """W_Δ r + b_Δ, (32,), of a row from ``load_row``."""
+    if R < N:
+        z = bias
+        for i in tl.static_range((R + 3) // 4):
+            z += tl.sum(weight[i] * row[i], axis=1)
+    else:
+        Q: tl.constexpr = N // 4
+        COUNT: tl.constexpr = (R + N - 1) // N
+        parts = ()
+        for j in tl.static_range(Q):
+            product = weight[j * COUNT] * row[0]
+            for i in tl.static_range(COUNT - 1):
+                product += weight[j * COUNT + i + 1] * row[i + 1]
+            parts = parts + (tl.sum(product, axis=1),)
+        z = bias + collect(parts, lane, Q)
+    return z
 
 
 @triton.jit
@@ -95,39 +183,51 @@ def load_pixels(orders, t, L, WAY: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def before_softplus(row, bias, weight, lane, R: tl.constexpr):
-    """W_Δ r + b_Δ, (32,), of a row from ``load_row``."""
-    z = bias
-    for r in tl.static_range(R):
-        z += weight[r] * from_lane(row[r // 32], lane, r % 32)
-    return z
-
-
-@triton.jit
-def log2_decays(a_log, in_d, turn, N: tl.constexpr):
-    """A log2 e for the N states, as a tuple; a lane's n-th is that of state n ^ turn."""
+def log2_decays(a_log, d, lane, D, N: tl.constexpr):
+    """A log2 e of one path, as states are held: a tuple of (32, 4)."""
+    Q: tl.constexpr = N // 4
+    own = lane_numbers(lane, Q)
     a = ()
-    for n in tl.static_range(N):
-        value = tl.load(a_log + (turn ^ n), mask=in_d, other=0.0)
+    for j in tl.static_range(Q):
+        channel = (d ^ j)[:, None]
+        value = tl.load(a_log + channel * N + own, mask=channel < D, other=0.0)
         a = a + (-exp_of(value) * LOG2_E,)
     return a
 
 
 @triton.jit
-def zeros_for(N: tl.constexpr):
-    state = ()
-    for _ in tl.static_range(N):
-        state = state + (tl.zeros([32], tl.float32),)
-    return state
+def zero_states(Q: tl.constexpr):
+    states = ()
+    for _ in tl.static_range(Q):
+        states = states + (tl.zeros([32, 4], tl.float32),)
+    return states
 
 
 @triton.jit
-def fold(state, a, ends, sums, segment, d, D, in_d, turn, N: tl.constexpr):
-    """What a state becomes in one segment: exp(A Σ Δ) h + end."""
-    start = segment.to(tl.int64) * D
-    total = tl.load(sums + start + d, mask=in_d, other=0.0)
+def load_states(pointer, lane, Q: tl.constexpr):
+    """What ``store_states`` stored."""
+    at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
+    states = ()
+    for j in tl.static_range(Q):
+        states = states + (tl.load(pointer + j * 128 + at),)
+    return states
+
+
+@triton.jit
+def store_states(pointer, states, lane, Q: tl.constexpr):
+    """Store a warp's states (Q, 32, 4) as it holds them: 16 bytes a lane, side by side."""
+    at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
+    for j in tl.static_range(Q):
+        tl.store(pointer + j * 128 + at, states[j])
+
+
+@triton.jit
+def fold(states, a, ends, sums, place, lane, N: tl.constexpr):
+    """What states become in one piece of a path: exp(A Σ Δ) h + end."""
+    Q: tl.constexpr = N // 4
+    totals = spread(tl.load(sums + place * 32 + lane), lane, Q)
+    end = load_states(ends + place * (32 * N), lane, Q)
     folded = ()
-    for n in tl.static_range(N):
-        end = tl.load(ends + start * N + (turn ^ n) * D + d, mask=in_d, other=0.0)
-        folded = folded + (tl.exp2(total * a[n]) * state[n] + end,)
+    for j in tl.static_range(Q):
+        folded = folded + (tl.exp2(totals[j][:, None] * a[j]) * states[j] + end[j],)
     return folded

@@ -34,27 +34,35 @@ def sum_rows_kernel(
 
 @triton.jit
 def sum_parameters_kernel(
-    parameters, a_log, da_log, dt_bias, dskip, dt_weight,
+    sums_a, parameters, a_log, da_log, dt_bias, dskip, dt_weight,
     COUNT, K, D,
-    R: tl.constexpr, N: tl.constexpr, FUSED: tl.constexpr, BD: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, FUSED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The sums of ``parameters`` (COUNT, K, N + 2 + R, D) over COUNT, each in its own layout."""
-    k = tl.program_id(1)
-    entry = tl.program_id(2)
-    d = tl.program_id(0) * BD + tl.arange(0, BD)
-    in_d = d < D
-    ENTRIES: tl.constexpr = N + 2 + (R if FUSED else 0)
-    total = tl.zeros([BD], tl.float32)
-    for j in range(0, COUNT):
-        place = ((j * K + k) * ENTRIES + entry).to(tl.int64) * D + d
-        total += tl.load(parameters + place, mask=in_d, other=0.0)
-    kd = k * D + d
-    if entry < N:
-        a = -exp_of(tl.load(a_log + kd * N + entry, mask=in_d, other=0.0))
-        tl.store(da_log + kd * N + entry, total * a, mask=in_d)
-    elif entry == N:
-        tl.store(dt_bias + kd, total, mask=in_d)
-    elif entry == N + 1:
-        tl.store(dskip + kd, total, mask=in_d)
+    """The sums over COUNT of ``sums_a`` (COUNT, K, D, N) and ``parameters`` (COUNT, K, 2 + R, D),
+    each in its parameter's layout. The first K D N / BLOCK programs take the former.
+    """
+    size = K * D * N
+    programs = tl.cdiv(size, BLOCK)
+    ENTRIES: tl.constexpr = 2 + (R if FUSED else 0)
+    total = tl.zeros([BLOCK], tl.float32)
+    if tl.program_id(0) < programs:
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        source = sums_a + at
+        for _ in range(0, COUNT):
+            total += tl.load(source, mask=at < size, other=0.0)
+            source += size
+        a = -exp_of(tl.load(a_log + at, mask=at < size, other=0.0))
+        tl.store(da_log + at, total * a, mask=at < size)
     else:
-        tl.store(dt_weight + kd * R + entry - N - 2, total, mask=in_d)
+        at = (tl.program_id(0) - programs) * BLOCK + tl.arange(0, BLOCK)
+        size = K * ENTRIES * D
+        source = parameters + at
+        for _ in range(0, COUNT):
+            total += tl.load(source, mask=at < size, other=0.0)
+            source += size
+        entry, kd = at // D % ENTRIES, at // (ENTRIES * D) * D + at % D
+        tl.store(dt_bias + kd, total, mask=(at < size) & (entry == 0))
+        tl.store(dskip + kd, total, mask=(at < size) & (entry == 1))
+        if FUSED:
+            place = kd * R + tl.maximum(entry - 2, 0)
+            tl.store(dt_weight + place, total, mask=(at < size) & (entry >= 2))
