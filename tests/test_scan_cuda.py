@@ -7,18 +7,16 @@ from typing import Any
 import pytest
 import torch
 from helpers import ScanInputs, deviation, scan_inputs
-from hypothesis import given
-from hypothesis import strategies as st
 from interpreter import interpreted_device
 from torch import Tensor
 
 from mambaad.errors import BackendError
-from mambaad.scan import cross_scan, reference, resolve_backend
+from mambaad.scan import cross_scan, reference, resolve_backend, tuning
+from mambaad.scan.tuning import Tiling
 
 DEVICE = interpreted_device()
 
 from mambaad.scan import cuda  # noqa: E402 - Triton reads where to run when it is imported
-from mambaad.scan.cuda import Tiling  # noqa: E402
 
 ROUNDINGS = 2 if DEVICE.type == "cuda" else 4
 """Errors of plain float32 allowed; the interpreter's multiply-add rounds twice, a GPU's once."""
@@ -72,7 +70,7 @@ def tile(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         ((1, (3, 3), 5, 8, 2, 2), (8, 4, 4, 1)),  # steps beyond the end; lanes without a channel
         ((1, (2, 4), 5, 16, 4, 2), (4, 4, 2, 2)),  # two segments
-        ((1, (3, 3), 5, 16, 4, 1), (2, 2, 2, 2, 2)),  # two pieces of each of two segments
+        ((1, (3, 3), 5, 16, 4, 2), (2, 2, 2, 2, 2)),  # two pieces of each of two segments
         ((2, (1, 5), 33, 8, 3, 2), (2, 2, 2, 3)),  # two blocks, a segment that is short, odd rank
         ((1, (1, 4), 3, 32, 12, 2), (4, 4, 4, 1)),  # the step projection by matrix products
         ((1, (1, 2), 2, 8, 33, 2), (2, 2, 2, 1)),  # more inputs of the step size than lanes
@@ -84,15 +82,21 @@ def test_forward_and_every_gradient(
     shape: Any, values: tuple[int, ...], tile: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tile(*values)
+    monkeypatch.setattr(cuda.tuning, "warps_at_once", lambda: 3)  # each has more than one path
     # what is not written stays NaN
-    empty = torch.empty_like
+    empty, new_empty = torch.empty_like, torch.Tensor.new_empty
+
+    def poisoned(tensor: Tensor) -> Tensor:
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch, "empty_like", lambda t, **more: poisoned(empty(t, **more)))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda t, *size, **more: poisoned(new_empty(t, *size, **more))
+    )
     monkeypatch.setattr(
         cuda._Problem,
         "empty",
         lambda p, *sizes: torch.full(sizes, torch.nan, device=p.x.device),
-    )
-    monkeypatch.setattr(
-        torch, "empty_like", lambda like, **more: empty(like, **more).fill_(torch.nan)
     )
     inputs, dy = make(*shape)
     expected, plain = truth(inputs, dy), truth(inputs.to(torch.float32), dy.float())
@@ -158,18 +162,28 @@ def test_operator_is_registered_properly(tile: Any) -> None:
         )
 
 
-@given(st.integers(1, 256), st.integers(1, 16), st.integers(1, 70_000), st.integers(1, 2048))
-def test_every_size_can_be_cut_up(batch: int, paths: int, length: int, channels: int) -> None:
-    cut = cuda.tiling.__wrapped__(batch, paths, length, channels)
-    assert cut.chunk % cut.unroll == cut.chunk % cut.inner == 0
-    assert 1 <= cut.segments <= -(-length // cut.chunk)
+def test_forced_tilings_agree_and_reach_both_passes() -> None:
+    inputs, dy = make(1, (2, 4), 3, 8, 2, 2)
+    tensors = [None if t is None else t.to(DEVICE) for t in inputs.to(torch.float32)]
+    expected = truth(inputs, dy)
+    for cut in (Tiling(8, 4, 2, 1), Tiling(2, 2, 2, 2, 2)):
+        with tuning.forced(cut):
+            assert cuda.tiling(1, 2, 8, 3) == cut
+            _, states = cuda.forward(*tensors, save=True)
+            assert states.shape[2] == 8 // cut.chunk
+            assert deviation(on_gpu(inputs, dy)["a_log"].cpu(), expected["a_log"]) < 1e-6
+    assert cuda.tiling(1, 2, 8, 3) == tuning.find(tuning.Size(1, 2, 8, 3)).tiling
 
 
-def test_the_published_stages() -> None:
-    """Batch 16: the longest paths, of the fewest channels, are cut into segments."""
-    stages = ((64, 1024), (256, 512), (1024, 256), (4096, 128))
-    assert [cuda.tiling(16, 8, *stage).segments for stage in stages] == [1, 1, 1, 2]
-    assert [cuda.tiling(1, 8, *stage).segments for stage in stages] == [1, 8, 16, 32]
+def test_compiled_for_any_batch() -> None:
+    """The compiler asks for the states' shape with sizes that it does not know."""
+    scan = torch.compile(
+        lambda *inputs: cross_scan(*inputs, backend="triton"), backend="eager", dynamic=True
+    )
+    for batch in (2, 3):
+        inputs = scan_inputs(batch, 1, 4, 3, 8, 2, 2).map(lambda t: t.to(DEVICE))
+        inputs = inputs._replace(orders=inputs.orders.to(DEVICE))
+        assert torch.equal(scan(*inputs), cross_scan(*inputs, backend="triton"))
 
 
 @pytest.mark.parametrize(

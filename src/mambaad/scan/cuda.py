@@ -10,16 +10,11 @@ All arithmetic is float32. x, dy and projections may be 16 bits wide.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from mambaad.scan import cuda_backward, cuda_forward, cuda_sums
-
-LANES = 32
-"""Channels that a warp holds."""
+from mambaad.scan import cuda_backward, cuda_forward, cuda_sums, tuning
+from mambaad.scan.tuning import LANES, Tiling
 
 _BLOCK = 1024
 """Numbers that a program of the summing kernels adds up."""
@@ -29,26 +24,6 @@ _SMALL_BLOCK = 512
 
 _LARGEST_FUSED_RANK = 8
 """Up to here the step projection's gradients are taken inside the backward kernel."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a scan is cut up."""
-
-    chunk: int
-    """Steps between two saved states."""
-
-    unroll: int
-    """Steps of the forward kernel written out one after the other."""
-
-    inner: int
-    """Steps whose states the backward kernel holds in registers at once; divides ``chunk``."""
-
-    segments: int
-    """Parts of a path that are taken side by side."""
-
-    pieces: int = 1
-    """Parts of a segment that are summarised side by side before that."""
 
 
 def forward(
@@ -115,13 +90,13 @@ def backward(
     dz = projections.new_empty(shape)  # as wide as the matrix products that take it
     sums_a = p.empty(p.batch * segments, p.paths, p.channels, p.states)
     parameters = p.empty(p.batch * segments, p.paths, 2 + extra, p.channels)
-    programs = blocks * segments * p.paths * p.batch
+    programs = min(blocks * segments * p.paths * p.batch, tuning.warps_at_once())
     scratch = p.empty(programs * (chunk // steps * p.states + 2 * chunk) * LANES)
     ends, sums = p.summaries(dy, reverse=True)
-    cuda_backward.backward_kernel[(blocks * segments, p.paths, p.batch)](
+    cuda_backward.backward_kernel[(programs,)](
         dy, p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, saved, ends, sums,
         scratch, planes, rows, dz, sums_a, parameters,
-        p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
+        p.batch, p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
         R=p.rank, N=p.states, T=chunk, U=steps,
         FUSED=fused, EVEN_L=p.even, num_warps=1,
     )  # fmt: skip
@@ -235,19 +210,7 @@ def states_shape(x: Tensor, a_log: Tensor, orders: Tensor) -> tuple[int, int, in
     return batch, paths, -(-length // chunk), -(-channels // LANES), size * LANES
 
 
-@lru_cache(maxsize=256)
 def tiling(batch: int, paths: int, length: int, channels: int) -> Tiling:
-    """How to cut up a scan of this size.
-
-    Fewer than two warps on each of a GPU's (H200: 528) schedulers leave it waiting, so long paths
-    of few channels are cut into segments, which costs a second pass over all but one of them.
-    Short chunks keep the backward kernel's scratch memory in the cache, and need memory for more
-    states between the passes; the longest paths have most of those. See LOG.md for measurements.
-    """
-    chunk = 16 if length <= 1024 else 64
-    warps = batch * paths * -(-channels // LANES)
-    chunks = -(-length // chunk)
-    segments = 1
-    if warps < 1024 and length > 64:
-        segments = max(1, min(chunks, 1024 // warps, 32))
-    return Tiling(chunk, 4, 2, segments, 2 if segments == 2 else 1)
+    """How to cut up a scan of this size; always the same in a process. See ``tuning``."""
+    # torch.compile may not know the sizes; what it makes is then for these alone
+    return tuning.current(tuning.Size(int(batch), int(paths), int(length), int(channels)))

@@ -166,22 +166,15 @@ def load_group(
 
 
 @triton.jit
-def backward_kernel(
+def walk_back_kernel(
     dy, x, proj, a_log, dt_weight, dt_bias, skip, orders, saved, ends, sums,
     scratch, planes, rows, dz_out, sums_a, parameters,
-    L, D, K, segments, pieces, chunks, blocks,
+    b, k, segment, block,
+    B, L, D, K, segments, pieces, chunks, blocks,
     R: tl.constexpr, N: tl.constexpr, T: tl.constexpr, U: tl.constexpr,
     FUSED: tl.constexpr, EVEN_L: tl.constexpr,
 ):  # fmt: skip
-    """The gradients along one path of one picture, for 32 channels.
-
-    ``planes`` (B, K, L, D): dx by path. ``rows`` (blocks, B, L, K, 2N, or R + 2N if FUSED): the
-    gradient of ``projections`` by block of channels. ``dz_out`` (B, L, K, D): the gradient of what
-    enters softplus, unless FUSED. ``sums_a`` (B S, K, D, N): dA summed over time. ``parameters``
-    (B S, K, 2 + R, D): the sums over time of dz, of dy x and, if FUSED, of dz r for every rank.
-    """
-    k, b = tl.program_id(1), tl.program_id(2)
-    block, segment = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    """One segment of the work of ``backward_kernel``, which calls this."""
     lane = tl.arange(0, 32)
     d = block * 32 + lane
     in_d = d < D
@@ -203,10 +196,8 @@ def backward_kernel(
     planes += bk * L * D
     orders += k * L
     dz_out += (b.to(tl.int64) * L * K + k) * D
-    rows += ((block * tl.num_programs(2) + b).to(tl.int64) * L * K + k) * OUT
-    program = bk * tl.num_programs(0) + tl.program_id(0)
-    kept = scratch + program * ((T // U) * N + 2 * T) * 32
-    below = kept + 2 * T * 32
+    rows += ((block * B + b).to(tl.int64) * L * K + k) * OUT
+    kept, below = scratch, scratch + 2 * T * 32
 
     g = zero_states(Q)
     for piece in range(pieces - 1, (segment + 1) * (pieces // segments) - 1, -1):
@@ -312,3 +303,32 @@ def backward_kernel(
         at = 4 * r + tl.arange(0, 4)[None, :] + (lane * 0)[:, None]
         mask = (at < R) & in_d[:, None]
         tl.store(parameters[:, None] + (2 + at) * D, sum_w[r], mask=mask)
+
+
+@triton.jit
+def backward_kernel(
+    dy, x, proj, a_log, dt_weight, dt_bias, skip, orders, saved, ends, sums,
+    scratch, planes, rows, dz_out, sums_a, parameters,
+    B, L, D, K, segments, pieces, chunks, blocks,
+    R: tl.constexpr, N: tl.constexpr, T: tl.constexpr, U: tl.constexpr,
+    FUSED: tl.constexpr, EVEN_L: tl.constexpr,
+):  # fmt: skip
+    """The gradients along one path of one picture, for 32 channels; then along the next.
+
+    There are as many programs as run at the same time: then the scratch memory is no larger than
+    they need, and stays in the cache.
+
+    ``planes`` (B, K, L, D): dx by path. ``rows`` (blocks, B, L, K, 2N, or R + 2N if FUSED): the
+    gradient of ``projections`` by block of channels. ``dz_out`` (B, L, K, D): the gradient of what
+    enters softplus, unless FUSED. ``sums_a`` (B S, K, D, N): dA summed over time. ``parameters``
+    (B S, K, 2 + R, D): the sums over time of dz, of dy x and, if FUSED, of dz r for every rank.
+    """
+    scratch += tl.program_id(0).to(tl.int64) * ((T // U) * N + 2 * T) * 32
+    for item in range(tl.program_id(0), B * K * segments * blocks, tl.num_programs(0)):
+        bk, part = item // (segments * blocks), item % (segments * blocks)
+        walk_back_kernel(
+            dy, x, proj, a_log, dt_weight, dt_bias, skip, orders, saved, ends, sums,
+            scratch, planes, rows, dz_out, sums_a, parameters,
+            bk // K, bk % K, part // blocks, part % blocks,
+            B, L, D, K, segments, pieces, chunks, blocks, R, N, T, U, FUSED, EVEN_L,
+        )  # fmt: skip
