@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -139,6 +140,70 @@ def test_disk_is_shared_between_two_builders(paths: list[Path], decoded: list[st
     assert len(decoded) == 5
 
 
+def test_two_builders_at_once_divide_the_work(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_CHUNK", 1)
+    many = [paths[0].with_name(f"copy{i}.png") for i in range(60)]
+    for path in many:
+        shutil.copy(paths[0], path)
+    decoded: list[Path] = []
+
+    def slow(path: Path, size: tuple[int, int]) -> np.ndarray:
+        decoded.append(path)
+        time.sleep(0.002)
+        return load_picture(path, size)
+
+    monkeypatch.setattr(cache, "load_picture", slow)
+    folder = paths[0].parent / "cache"
+    stores = [PictureStore(many, SIZE, "disk", folder=folder, workers=1) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(PictureStore.fill, stores))
+    assert set(decoded) == set(many)
+    assert len(decoded) < 90
+    for store in stores:
+        assert store.missing == 0
+        assert (store[range(60)] == load_picture(paths[0], SIZE)).all()
+
+
+def test_parts_of_a_set_share_its_file(paths: list[Path], decoded: list[str]) -> None:
+    folder = paths[0].parent / "cache"
+
+    def part(*chosen: int, among: list[Path] = paths) -> PictureStore:
+        names = [paths[i] for i in chosen]
+        return PictureStore(names, SIZE, "disk", folder=folder, among=among)
+
+    first = part(4, 1, 2)
+    first.fill()
+    second = part(2, 3, 4, among=[*paths[::-1], paths[0]])  # in another order, one twice
+    assert (first.missing, second.missing) == (0, 1)
+    np.testing.assert_array_equal(second[[0, 1, 2]][[0, 2]], first[[2, 0]])
+    second.fill()
+    assert sorted(decoded) == ["1.png", "2.png", "3.png", "4.png"]
+    expected = np.stack([load_picture(paths[i], SIZE) for i in (2, 3, 4)])
+    np.testing.assert_array_equal(second[[0, 1, 2]], expected)
+    np.testing.assert_array_equal(second.windows([1], [(2, 1)], (3, 4))[0], expected[1, 2:5, 1:5])
+    assert len(list(folder.iterdir())) == 1
+    with pytest.raises(ValueError, match=r"paths must be in among, which has no .*4\.png"):
+        part(0, 4, among=paths[:4])
+
+
+def test_an_interrupt_gives_up_what_has_not_begun() -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        time.sleep(0.001)
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        map_in_threads(work, range(500), workers=2, progress=interrupt)
+    assert len(begun) < 250
+
+
 def test_threads_share_a_store(paths: list[Path]) -> None:
     store = store_of(paths, "disk")
     with ThreadPoolExecutor(8) as pool:
@@ -168,8 +233,21 @@ def test_a_full_disk_is_said_before_the_work(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(paths[0])
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 * 8 * 6 * 3 - 1))
     with pytest.raises(DatasetError, match="set XDG_CACHE_HOME to a larger disk"):
+        store_of(paths, "disk")
+    assert list((paths[0].parent / "cache").iterdir()) == []
+
+
+def test_only_what_is_missing_needs_room(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, each = shutil.disk_usage(paths[0]), 8 * 6 * 3
+    store_of(paths, "disk")[[0, 1, 2]]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * each))
+    assert store_of(paths, "disk").missing == 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2 * each - 1))
+    with pytest.raises(DatasetError, match=r"needs 0\.0 GB in .*cache"):
         store_of(paths, "disk")
 
 
@@ -232,6 +310,8 @@ def test_a_fingerprint_is_of_the_data_not_of_its_place(tmp_path: Path) -> None:
     os.utime(two.samples[0].image, ns=(1, 1))
     assert fingerprint(one) == fingerprint(two)
     assert len(fingerprint(one)) == 64
+    outside = Dataset(tmp_path / "on", "folder", one.samples)
+    assert fingerprint(outside) != fingerprint(one)
 
 
 def test_a_fingerprint_changes_with_sizes_names_and_labels(tmp_path: Path) -> None:

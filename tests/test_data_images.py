@@ -347,3 +347,19 @@ def test_threads_read_the_same(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda path: load_picture(path, (4, 4)), paths * 10))
     np.testing.assert_array_equal(np.stack(together), np.stack(alone * 10))
+
+
+def test_a_folder_of_masks_counts_together(tmp_path: Path) -> None:
+    for name, row in (("000.png", 0), ("001.png", 2)):
+        values = np.zeros((4, 6), np.uint8)
+        values[row] = 1
+        Image.fromarray(values).save(tmp_path / name)
+    (tmp_path / "note.txt").touch()
+    marked = load_mask(tmp_path, picture_size=(4, 6))
+    assert marked.sum(axis=1).tolist() == [6, 0, 6, 0]
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "002.png")
+    with pytest.raises(ImageError, match=r"002\.png is 5 x 5 pixels"):
+        load_mask(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="a folder without masks"):
+        load_mask(tmp_path / "empty")

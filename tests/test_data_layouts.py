@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trees import lay, rows
 
 from mambaad.data.layouts import (
+    LAYOUTS,
     find_categories,
     list_masks,
     list_pictures,
@@ -14,30 +17,8 @@ from mambaad.data.layouts import (
     read_folder,
     read_mvtec,
 )
-from mambaad.data.samples import Dataset, Sample
 from mambaad.errors import ConfigError, DatasetError
-
-
-def lay(root: Path, *names: str) -> Path:
-    """Empty files: a reader looks at names only."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
-
-
-def rows(found: Dataset | list[Sample], root: Path) -> list[tuple[str, str, str, str, str]]:
-    return [
-        (
-            s.image.relative_to(root).as_posix(),
-            s.category,
-            s.split,
-            s.defect,
-            "" if s.mask is None else s.mask.relative_to(root).as_posix(),
-        )
-        for s in found
-    ]
-
+from mambaad.layout_names import Layout
 
 MVTEC = (
     "bottle/train/good/000.png",
@@ -77,6 +58,33 @@ def test_mvtec(tmp_path: Path) -> None:
         ("cable/test/bent/000.jpg", "cable", "test", "bent", "cable/ground_truth/bent/000.bmp"),
         ("cable/train/good/000.jpg", "cable", "train", "good", ""),
     ]
+
+
+BTAD = (
+    "01/train/ok/0000.bmp",
+    "01/test/ok/0021.bmp",
+    "01/test/ko/0000.bmp",
+    "01/ground_truth/ko/0000.png",
+)
+MPDD = (
+    "tubes/train/good/000.png",
+    "tubes/test/good/000.png",
+    "tubes/test/anomalous/000.png",
+    "tubes/ground_truth/anomalous/000_mask.png",
+)
+
+
+@pytest.mark.parametrize(("names", "defect"), [(BTAD, "ko"), (MPDD, "anomalous")])
+def test_sets_that_lie_like_mvtec(tmp_path: Path, names: tuple[str, ...], defect: str) -> None:
+    dataset = read_dataset(lay(tmp_path, *names))
+    train, good, bad, mask = names
+    category = train.split("/")[0]
+    assert dataset.layout == "mvtec"
+    assert set(rows(dataset, tmp_path)) == {
+        (train, category, "train", "good", ""),
+        (good, category, "test", "good", ""),
+        (bad, category, "test", defect, mask),
+    }
 
 
 def test_one_category_can_be_the_root_and_gives_its_name(tmp_path: Path) -> None:
@@ -136,7 +144,6 @@ def test_mvtec_train_may_hold_its_pictures_itself(tmp_path: Path) -> None:
     [
         (("p/train/bottle/a.png",), "must hold good/"),
         (("p/train/good/a.png", "p/test/b.png"), "put them in test/good or test/<defect>"),
-        (("p/train/good/rgb/a.png",), "MVTec 3D-AD"),
         (("p/train/good/readme.txt",), "no pictures in"),
         (("crack/a.png", "dent/b.png"), r"found the folders \['crack', 'dent'\]"),
         (("crack/x/a.png", "dent/y/b.png"), "is no data set"),
@@ -166,8 +173,20 @@ def test_layouts_can_be_forced(tmp_path: Path) -> None:
     assert read_dataset(tmp_path, "folder").layout == "folder"
     with pytest.raises(DatasetError, match="of the layout 'mvtec'"):
         read_dataset(tmp_path, "mvtec")
-    with pytest.raises(ConfigError, match=r"one of \['auto', 'mvtec', 'folder'\], got 'visa'"):
+    with pytest.raises(DatasetError, match=r"layout 'visa': .*; expected split_csv/1cls\.csv"):
         read_dataset(tmp_path, "visa")
+    with pytest.raises(ConfigError, match=r"one of \['auto', .*, 'folder'\], got 'imagenet'"):
+        read_dataset(tmp_path, "imagenet")
+
+
+def test_the_settings_know_every_layout() -> None:
+    assert set(get_args(Layout)) == {"auto", *LAYOUTS}
+
+
+def test_mvtec_by_name_does_not_read_3d_pictures(tmp_path: Path) -> None:
+    lay(tmp_path, "p/train/good/rgb/a.png", "p/train/good/xyz/a.tiff")
+    with pytest.raises(DatasetError, match="use the layout 'mvtec-3d'"):
+        read_dataset(tmp_path, "mvtec")
 
 
 def test_folder_keeps_every_fifth_good_picture_for_the_test(tmp_path: Path) -> None:

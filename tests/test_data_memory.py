@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mambaad.config import Cache
-from mambaad.data.memory import available_memory, choose_cache, choose_place
+from mambaad.data import memory
+from mambaad.data.memory import (
+    ResolvedCache,
+    available_memory,
+    choose_cache,
+    choose_place,
+    open_pictures,
+)
+from mambaad.errors import DatasetError, ImageError
 
 
 @pytest.mark.parametrize(
@@ -51,6 +61,73 @@ def test_a_gpu_keeps_what_fits(
 def test_where_the_host_computes_the_host_keeps() -> None:
     assert choose_place("auto", 10, 25, 100, None) == ("features", False)
     assert choose_place("pictures", 10, 10, 100, None) == ("pictures", False)
+
+
+@pytest.fixture
+def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Two pictures' files of 100 bytes, with a cache folder of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    found = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in found:
+        path.write_bytes(bytes(100))
+    return found
+
+
+def cache_files(paths: list[Path]) -> list[Path]:
+    return list((paths[0].parent / "home").rglob("*.bin"))
+
+
+@pytest.mark.parametrize(
+    ("requested", "cache", "limit", "files"),
+    [
+        ("auto", "pictures", 200, 1),
+        ("auto", "pictures", 201, 0),
+        ("auto", "features", 200, 1),
+        ("auto", "disk", 201, 1),
+        ("pictures", "pictures", 200, 0),
+        ("none", "none", 200, 0),
+        ("disk", "disk", 201, 1),
+    ],
+)
+def test_auto_keeps_large_sets_for_later_runs(
+    paths: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    requested: Cache,
+    cache: ResolvedCache,
+    limit: int,
+    files: int,
+) -> None:
+    monkeypatch.setattr(memory, "DISK_FROM", limit)
+    store = open_pictures(paths[:1] * 2, (4, 4), requested, (cache, False), 10**9, among=paths)
+    assert len(store) == store.missing == 2
+    assert len(cache_files(paths)) == files
+
+
+def test_what_is_on_a_gpu_is_kept_by_the_host_too_if_it_fits(paths: list[Path]) -> None:
+    Image.new("RGB", (4, 4)).save(paths[0])
+    for free, missing in ((2 * 48, 0), (2 * 48 - 1, 1)):
+        store = open_pictures(paths[:1], (4, 4), "auto", ("pictures", True), free)
+        store.fill()
+        assert store.missing == missing
+    assert cache_files(paths) == []
+
+
+def test_auto_does_without_a_disk_that_is_full(
+    paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(paths[0])
+    monkeypatch.setattr(memory, "DISK_FROM", 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
+    open_pictures(paths, (4, 4), "auto", ("pictures", False), 10**9)
+    with pytest.raises(DatasetError, match="larger disk"):
+        open_pictures(paths, (4, 4), "disk", ("disk", False), 10**9)
+    with pytest.raises(DatasetError, match="larger disk"):
+        open_pictures(paths, (4, 4), "auto", ("disk", False), 10**9)
+    assert cache_files(paths) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    paths[1].unlink()
+    with pytest.raises(ImageError, match=r"b\.png: no such file"):
+        open_pictures(paths, (4, 4), "auto", ("pictures", False), 10**9)
 
 
 def write(root: Path, **files: str) -> None:

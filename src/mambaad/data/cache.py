@@ -1,18 +1,8 @@
-"""Where prepared pictures are kept between epochs.
+"""Prepared pictures by index, each decoded and resized once.
 
-A ``PictureStore`` decodes and resizes each picture once. It holds H·W·3 bytes per picture, 196 608
-at 256 x 256: in memory (``pictures``), in a file (``disk``), or not at all (``none``).
-
-The file is named by a hash of every picture's absolute path, size and modification time and of the
-target size, so other data never meets an old file. It is one validity byte per picture, filled up
-to whole pages, then the pictures::
-
-    v_0 v_1 ... v_{n-1} 0 ... 0 | picture 0 | picture 1 | ...
-
-A picture's byte is set only after the picture has reached the disk, so a build that was stopped at
-any point is continued. Two processes may build the same file: they write the same bytes to the
-same places, and each sees what the other has finished. Reading is by memory map; writing is not,
-since a full disk would end the process there instead of raising.
+A ``PictureStore`` holds H·W·3 bytes per picture, 196 608 at 256 x 256: in memory (``pictures``), in
+a file that later runs find again (``disk``), or not at all (``none``). How they are kept, and how
+processes share the file, is in ``mambaad.data.kept``.
 """
 
 from __future__ import annotations
@@ -20,30 +10,48 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mambaad.data.images import load_picture
+from mambaad.data.kept import InMemory, OnDisk, file_name, look_at
 from mambaad.data.samples import Dataset
-from mambaad.errors import DatasetError, ImageError
+from mambaad.errors import ImageError
 
 StoreMode = Literal["pictures", "disk", "none"]
 Progress = Callable[[int, int], None]
 """Called with the number done so far and the number in all."""
 
-_FORMAT = 1  # part of the file's name: raise it when decoding or the file's form changes
-_PAGE = 4096
 _CHUNK = 64  # pictures between two waits for the disk
 _PORTION = 1024  # items handed to the threads at once
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+class Store(Protocol):
+    """Pictures of one size by index."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every picture."""
+        ...
+
+    def path(self, index: int) -> Path:
+        """The file that a picture comes from."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Pictures by index in the order asked for, uint8 (n, H, W, 3), the caller's own."""
+        ...
 
 
 class PictureStore:
@@ -59,6 +67,7 @@ class PictureStore:
         mode: StoreMode = "pictures",
         *,
         folder: Path | None = None,
+        among: Sequence[Path] | None = None,
         workers: int | None = None,
     ) -> None:
         """Make an empty store, or open what is left on disk of an earlier one.
@@ -68,48 +77,59 @@ class PictureStore:
             size: Height and width that every picture is resized to.
             mode: Where decoded pictures are kept.
             folder: Where ``disk`` puts its file; None: :func:`cache_folder`.
+            among: Pictures that ``disk`` has one file for, ``paths`` being some of them; None:
+                ``paths``. Stores of other parts of them share the file. Their order is of no
+                matter.
             workers: Threads that decode; None: one per processor.
 
         Raises:
             ImageError: If ``disk`` and a picture does not exist.
-            DatasetError: If the file on disk cannot be made.
-            ValueError: If ``size`` is not two positive numbers.
+            DatasetError: If the file on disk cannot be made, or what is missing has no room.
+            ValueError: If ``size`` is not two positive numbers, or a path is not in ``among``.
         """
         if len(size) != 2 or min(size) < 1:
             raise ValueError(f"size must be (height, width), both positive, got {size}")
         self.paths = tuple(paths)
         self.size = size
         self.workers = workers or worker_count()
-        shape = (len(self.paths), *size, 3)
-        self._kept: _InMemory | _OnDisk | None = None
+        self._kept: InMemory | OnDisk | None = None
         if mode == "pictures":
-            self._kept = _InMemory(shape)
+            self._kept = InMemory((len(self.paths), *size, 3))
         elif mode == "disk":
-            name = f"pictures-{_key(self.paths, size)[:32]}.bin"
-            self._kept = _OnDisk((folder or cache_folder()) / name, shape)
+            self._kept = _on_disk(self.paths, size, folder or cache_folder(), among)
         elif mode != "none":
             raise ValueError(f"mode must be 'pictures', 'disk' or 'none', got {mode!r}")
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def path(self, index: int) -> Path:
+        """The file of a picture."""
+        return self.paths[index]
+
     @property
     def missing(self) -> int:
         """How many pictures have not been decoded yet; all of them, always, for ``none``."""
-        return len(self) if self._kept is None else int(np.count_nonzero(self._kept.valid == 0))
+        return len(self) if self._kept is None else len(self._kept.absent(np.arange(len(self))))
 
     def fill(self, progress: Progress | None = None) -> None:
         """Decode every picture that is missing. Does nothing for ``none``.
+
+        Stopped at any point, also by the end of the process, it goes on from there the next time.
+        Processes that fill the same file at once divide the work between them.
 
         Args:
             progress: Called in this thread after each picture.
 
         Raises:
-            ImageError: At the first picture that cannot be read.
+            ImageError: If a picture cannot be read.
             DatasetError: If the disk is full.
         """
         if self._kept is not None:
-            self._keep(self._kept, np.flatnonzero(self._kept.valid == 0).tolist(), progress)
+            absent = self._kept.absent(np.arange(len(self)))
+            if isinstance(self._kept, OnDisk):
+                absent = _chunks_in_own_order(absent)
+            self._keep(self._kept, absent.tolist(), progress)
 
     def __getitem__(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
         """Pictures by index, in the order asked for.
@@ -135,24 +155,58 @@ class PictureStore:
         if self._kept is None:
             pictures = map_in_threads(self._load, wanted.tolist(), workers=self.workers)
             return np.stack(pictures) if pictures else np.empty((0, *self.size, 3), np.uint8)
-        absent = np.unique(wanted[self._kept.valid[wanted] == 0])
-        self._keep(self._kept, absent.tolist())
-        return self._kept.pictures[wanted]
+        self._keep(self._kept, np.unique(self._kept.absent(wanted)).tolist())
+        return self._kept.take(wanted)
+
+    def windows(
+        self, indices: Sequence[int], corners: Sequence[tuple[int, int]], size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Parts of pictures, without a copy of the rest of those that are kept.
+
+        Args:
+            indices: (n,), whole numbers in 0..len-1; may repeat. A picture that is not kept is
+                decoded once a call.
+            corners: (n,), first row and column of each part.
+            size: Height and width of every part.
+
+        Returns:
+            uint8, (n, *size, 3), the caller's own.
+
+        Raises:
+            ImageError: If a picture cannot be read.
+            DatasetError: If the disk is full.
+        """
+        distinct = np.unique(np.asarray(indices, dtype=np.intp))
+        names = distinct.tolist()
+        if self._kept is None:
+            found = map_in_threads(self._load, names, workers=self.workers)
+        else:
+            self._keep(self._kept, self._kept.absent(distinct).tolist())
+            found = [self._kept.picture(i) for i in names]
+        pictures = dict(zip(names, found, strict=True))
+        parts = np.empty((len(indices), *size, 3), np.uint8)
+        for part, index, (y, x) in zip(parts, indices, corners, strict=True):
+            part[...] = pictures[int(index)][y : y + size[0], x : x + size[1]]
+        return parts
 
     def _keep(
-        self, kept: _InMemory | _OnDisk, indices: list[int], progress: Progress | None = None
+        self, kept: InMemory | OnDisk, indices: list[int], progress: Progress | None = None
     ) -> None:
-        for start in range(0, len(indices), _CHUNK):
-            chunk = indices[start : start + _CHUNK]
+        begun = 0
 
-            def report(done: int, _: int, start: int = start) -> None:
-                if progress is not None:
-                    progress(start + done, len(indices))
+        def finish(done: int, total: int) -> None:
+            nonlocal begun
+            if done - begun == _CHUNK or done == total:
+                kept.commit(indices[begun:done])
+                begun = done
+            if progress is not None:
+                progress(done, total)
 
-            map_in_threads(
-                lambda i: kept.put(i, self._load(i)), chunk, workers=self.workers, progress=report
-            )
-            kept.commit(chunk)
+        def put(index: int) -> None:
+            if kept.absent(np.array([index])).size:  # else another process was quicker
+                kept.put(index, self._load(index))
+
+        map_in_threads(put, indices, workers=self.workers, progress=finish)
 
     def _load(self, index: int) -> NDArray[np.uint8]:
         try:
@@ -161,60 +215,6 @@ class PictureStore:
             raise ImageError(
                 f"{error}. Remove it, or run 'mambaad check DATA' to list every such file"
             ) from error
-
-
-class _InMemory:
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.pictures: NDArray[np.uint8] = np.empty(shape, np.uint8)
-        self.valid: NDArray[np.uint8] = np.zeros(shape[0], np.uint8)
-
-    def put(self, index: int, picture: NDArray[np.uint8]) -> None:
-        self.pictures[index] = picture
-
-    def commit(self, indices: list[int]) -> None:
-        self.valid[indices] = 1
-
-
-class _OnDisk:
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._path = path
-        self._bytes_each = int(np.prod(shape[1:]))
-        self._header = -(-shape[0] // _PAGE) * _PAGE
-        total = self._header + shape[0] * self._bytes_each
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # growing to a length that follows from the name loses nothing when two do it at once
-            with path.open("ab") as file:
-                if file.tell() < total:
-                    _check_space(path.parent, total)
-                    file.truncate(total)
-        except OSError as error:
-            raise _disk_error(path, error) from error
-        self.valid: NDArray[np.uint8] = np.zeros(0, np.uint8)
-        self.pictures: NDArray[np.uint8] = np.zeros(shape, np.uint8)
-        if shape[0]:
-            self.valid = np.asarray(np.memmap(path, mode="r", shape=shape[:1]))
-            self.pictures = np.asarray(
-                np.memmap(path, np.uint8, mode="r", offset=self._header, shape=shape)
-            )
-
-    def put(self, index: int, picture: NDArray[np.uint8]) -> None:
-        try:
-            with self._path.open("r+b") as file:
-                file.seek(self._header + index * self._bytes_each)
-                file.write(picture.tobytes())
-        except OSError as error:
-            raise _disk_error(self._path, error) from error
-
-    def commit(self, indices: list[int]) -> None:
-        try:
-            with self._path.open("r+b") as file:
-                os.fsync(file.fileno())
-                for index in indices:
-                    file.seek(index)
-                    file.write(b"\1")
-        except OSError as error:
-            raise _disk_error(self._path, error) from error
 
 
 def cache_folder() -> Path:
@@ -235,14 +235,23 @@ def fingerprint(dataset: Dataset) -> str:
         ImageError: If a file has disappeared.
     """
     digest = hashlib.sha256()
+    inside = dataset.root.as_posix().rstrip("/") + "/"
     for sample in dataset:
         files = [
-            None if path is None else (_inside(path, dataset.root), _stat(path).st_size)
+            None if path is None else (path.as_posix().removeprefix(inside), _size_of(path))
             for path in (sample.image, sample.mask)
         ]
         row = [*files, sample.category, sample.split, sample.defect]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _size_of(path: Path) -> int | list[tuple[str, int]]:
+    """A file's size; of a folder of masks, every file's name and size."""
+    status = look_at(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size
+    return [(file.name, look_at(file).st_size) for file in sorted(path.iterdir())]
 
 
 def worker_count() -> int:
@@ -269,45 +278,39 @@ def map_in_threads(
     results: list[_Result] = []
     with ThreadPoolExecutor(min(workers, len(items)), "mambaad-data") as pool:
         # in portions: a set may have 150 000 pictures, and each item waiting takes a kilobyte
-        for start in range(0, len(items), _PORTION):
-            for result in pool.map(function, items[start : start + _PORTION]):
-                results.append(result)
-                if progress is not None:
-                    progress(len(results), len(items))
+        try:
+            for start in range(0, len(items), _PORTION):
+                for result in pool.map(function, items[start : start + _PORTION]):
+                    results.append(result)
+                    if progress is not None:
+                        progress(len(results), len(items))
+        except (
+            BaseException
+        ):  # Ctrl-C too, wherever it strikes, must not wait for the whole portion
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return results
 
 
-def _key(paths: Sequence[Path], size: tuple[int, int]) -> str:
-    digest = hashlib.sha256(json.dumps([_FORMAT, *size]).encode())
-    for path in paths:
-        found = _stat(path)
-        row = [str(path.absolute()), found.st_size, found.st_mtime_ns]
-        digest.update(json.dumps(row).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _stat(path: Path) -> os.stat_result:
+def _on_disk(
+    paths: Sequence[Path], size: tuple[int, int], folder: Path, among: Sequence[Path] | None
+) -> OnDisk:
+    if among is None:
+        file = folder / file_name(paths, size)
+        return OnDisk(file, (len(paths), *size, 3), np.arange(len(paths)))
+    places = {path: row for row, path in enumerate(sorted(set(among)))}
     try:
-        return path.stat()
-    except OSError as error:
-        raise ImageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+        rows = np.array([places[path] for path in paths], dtype=np.intp)
+    except KeyError as error:
+        raise ValueError(f"paths must be in among, which has no {error.args[0]}") from None
+    return OnDisk(folder / file_name(list(places), size), (len(places), *size, 3), rows)
 
 
-def _inside(path: Path, root: Path) -> str:
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+def _chunks_in_own_order(indices: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Chunks in an order that is drawn anew: two processes seldom decode the same ones at once.
 
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DatasetError(
-            f"the cache of pictures needs {needed / 1e9:.1f} GB in {folder}, where "
-            f"{free / 1e9:.1f} GB are free; set XDG_CACHE_HOME to a larger disk, or cache = 'none'"
-        )
-
-
-def _disk_error(path: Path, error: OSError) -> DatasetError:
-    return DatasetError(
-        f"cannot write the cache of pictures {path}: {(error.strerror or str(error)).lower()}; "
-        "set XDG_CACHE_HOME to another disk, or cache = 'none'"
-    )
+    Pictures and their places do not depend on it.
+    """
+    chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
+    drawn = np.random.default_rng().permutation(len(chunks)).tolist()
+    return np.concatenate([indices[:0], *(chunks[i] for i in drawn)])

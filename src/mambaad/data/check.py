@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mambaad.data.cache import Progress, map_in_threads, worker_count
+from mambaad.data.catalogue import published
+from mambaad.data.catalogue_check import compare
 from mambaad.data.images import PictureInfo, describe_picture, load_mask
-from mambaad.data.layouts import find_categories, list_masks, list_pictures, read_dataset
+from mambaad.data.layouts import (
+    LAYOUTS,
+    find_categories,
+    list_masks,
+    list_pictures,
+    read_dataset,
+)
 from mambaad.data.samples import Dataset, Sample
 from mambaad.errors import ImageError
 
@@ -114,6 +122,12 @@ class CheckResult:
     notes: tuple[str, ...]
     """What is no problem but good to know, one line each."""
 
+    expected: str = ""
+    """Name of the published set that it was compared with; empty for none."""
+
+    differences: tuple[str, ...] = ()
+    """What differs from that set, one line each."""
+
     @property
     def ok(self) -> bool:
         """Whether there is no error; warnings are allowed."""
@@ -147,6 +161,7 @@ def check_dataset(
     *,
     image_size: tuple[int, int] = (256, 256),
     expect_masks: bool | None = None,
+    expect: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CheckResult:
@@ -159,16 +174,19 @@ def check_dataset(
         image_size: Height and width that pictures will be resized to.
         expect_masks: Whether a defective picture without a mask is a problem. None: where the
             category has a mask for another one.
+        expect: Name of the published set that this should be, whole or in the named categories.
         workers: Threads; None: one per processor.
         progress: Called after each sample.
 
     Raises:
-        ConfigError: If there is no such layout.
+        ConfigError: If there is no such layout or published set.
         DatasetError: If the folder cannot be read as a data set at all.
     """
+    known = None if expect is None else published(expect)
+    layout = known.layout if known is not None and layout == "auto" else layout
     dataset = read_dataset(root, layout, categories)
-    folders = find_categories(dataset.root, dataset.layout)
-    names = sorted(set(categories or folders))
+    folders = _category_folders(dataset)
+    names = sorted(set(categories or folders or dataset.categories))
     findings = map_in_threads(
         lambda sample: _look_at(sample, image_size),
         dataset.samples,
@@ -180,7 +198,7 @@ def check_dataset(
         **_check_pictures(findings, counts, dataset.root),
         **_check_masks(findings, counts, dataset.root, expect_masks),
         **_check_duplicates(findings, dataset.root),
-        **_check_leftovers(dataset, [folders[c] for c in categories] or [dataset.root]),
+        **_check_leftovers(dataset, [folders[c] for c in categories if folders]),
     }
     infos = [f.info for f in findings if f.info is not None]
     sizes = sorted(((i.height, i.width) for i in infos), key=lambda s: (s[0] * s[1], s))
@@ -192,8 +210,17 @@ def check_dataset(
         largest=sizes[-1] if sizes else None,
         modes=dict(sorted(Counter(i.mode for i in infos).items())),
         problems=tuple(_problem(kind, cases[kind]) for kind in KINDS if cases.get(kind)),
-        notes=tuple(_notes(dataset, infos, counts, image_size)),
+        notes=(*dataset.notes, *_notes(dataset, infos, counts, image_size)),
+        expected=expect or "",
+        differences=() if known is None else tuple(compare(dataset, known, categories)),
     )
+
+
+def _category_folders(dataset: Dataset) -> dict[str, Path]:
+    """The categories' folders, also of empty ones; none where a list says what belongs to it."""
+    if LAYOUTS[dataset.layout].is_listed:
+        return {}
+    return find_categories(dataset.root, dataset.layout)
 
 
 def _look_at(sample: Sample, image_size: tuple[int, int]) -> _Finding:
@@ -294,10 +321,24 @@ def _check_duplicates(findings: Sequence[_Finding], root: Path) -> dict[str, lis
 
 
 def _check_leftovers(dataset: Dataset, folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Files that look like part of the data set and that nothing reads."""
-    root, masks, used = dataset.root, list_masks(dataset), {s.mask for s in dataset}
+    """Files that look like part of the data set and that nothing reads.
+
+    Args:
+        dataset: The data set.
+        folders: Those of the categories that were asked for; none means all.
+    """
+    if LAYOUTS[dataset.layout].is_listed:  # what a list does not name was left out on purpose
+        return {}
+    root, masks = dataset.root, list_masks(dataset)
+    used = {path for s in dataset if s.mask is not None for path in _files_of(s.mask)}
     known = used | {s.image for s in dataset} | set(masks)
-    found = [path for folder in folders for path in list_pictures(folder)]
+    left_alone = LAYOUTS[dataset.layout].left_alone
+    found = [
+        path
+        for folder in folders or [dataset.root]
+        for path in list_pictures(folder)
+        if not left_alone & {part.lower() for part in path.relative_to(root).parts[:-1]}
+    ]
     return {
         "unused_mask": [_inside(p, root) for p in masks if p not in used and _marks(p)],
         "ignored_picture": [_inside(p, root) for p in found if p not in known],
@@ -341,8 +382,14 @@ def _marks(path: Path) -> bool:
         return True
 
 
+def _files_of(mask: Path) -> list[Path]:
+    """The files of a mask, which may be a folder of several."""
+    return list_pictures(mask) if mask.is_dir() else [mask]
+
+
 def _inside(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    """The path in messages; a list may name files outside of its folder."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _short(message: str, root: Path) -> str:

@@ -102,7 +102,8 @@ def load_mask(
     cut at one half.
 
     Args:
-        path: File of any format that PIL reads; colours are turned to grey first.
+        path: File of any format that PIL reads; colours are turned to grey first. Or a folder of
+            such files (MVTec LOCO AD): what any of them marks.
         size: Height and width to resize to; None keeps the mask's own.
         picture_size: Height and width of the picture that the mask belongs to, if it is to be
             checked.
@@ -111,9 +112,30 @@ def load_mask(
         bool, (H, W).
 
     Raises:
-        ImageError: If the file cannot be read, or is not of ``picture_size``.
+        ImageError: If a file cannot be read, is not of ``picture_size`` or, in a folder, not of the
+            others' size; or if a folder has none.
         ValueError: If ``size`` is not two positive numbers.
     """
+    marked = _marked_in(path, picture_size) if path.is_dir() else _marked(path, picture_size)
+    if size is None:
+        return marked
+    resized = np.asarray(_resized(Image.fromarray(marked.astype(np.uint8) * 255), size))
+    return resized > 127  # value / 255 > 0.5, in whole numbers
+
+
+def _marked_in(folder: Path, picture_size: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """The union of the masks in a folder."""
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
+    if not files:
+        raise ImageError(f"cannot read {folder}: it is a folder without masks")
+    whole = _marked(files[0], picture_size)
+    for file in files[1:]:
+        whole |= _marked(file, (whole.shape[0], whole.shape[1]))
+    return whole
+
+
+def _marked(path: Path, picture_size: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """What one file marks."""
     mask = _decode(path)
     if picture_size is not None and (mask.height, mask.width) != tuple(picture_size):
         raise ImageError(
@@ -124,10 +146,7 @@ def load_mask(
     deep = mask.mode == "F" or mask.mode.startswith("I")
     grey = mask if deep or mask.mode == "L" else _converted(mask, "L", path)
     marked: NDArray[np.bool_] = np.asarray(grey) > 0
-    if size is None:
-        return marked
-    resized = np.asarray(_resized(Image.fromarray(marked.astype(np.uint8) * 255), size))
-    return resized > 127  # value / 255 > 0.5, in whole numbers
+    return marked
 
 
 def picture_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -1,12 +1,17 @@
-"""How much memory there is, and so where prepared data is kept between epochs."""
+"""How much memory there is, and so where prepared data is kept between epochs and runs."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from mambaad.config import Cache
+from mambaad.data.cache import PictureStore, StoreMode
+from mambaad.data.kept import look_at
+from mambaad.errors import DatasetError, ImageError
 
 ResolvedCache = Literal["features", "pictures", "disk", "none"]
 
@@ -18,6 +23,11 @@ PICTURE_SHARE = 0.5
 
 DEVICE_SHARE = 0.4
 """Share of a GPU's free memory that features or pictures may take; training needs the rest."""
+
+
+DISK_FROM = 4_000_000_000
+"""Bytes of pictures' files from which ``auto`` keeps what is decoded on disk, for later runs: as
+JPEGs about 4 000 of 2 000 x 2 000 pixels, two minutes of decoding on one core."""
 
 
 def choose_cache(
@@ -69,6 +79,51 @@ def choose_place(
         if requested in ("auto", "pictures") and picture_bytes <= room:
             return "pictures", True
     return choose_cache(requested, picture_bytes, feature_bytes, memory), False
+
+
+def open_pictures(
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    requested: Cache,
+    place: tuple[ResolvedCache, bool],
+    memory: int,
+    *,
+    among: Sequence[Path] | None = None,
+) -> PictureStore:
+    """The store of a training's pictures, empty or as an earlier run has left it.
+
+    Args:
+        paths: The pictures' files.
+        size: Height and width that every picture is resized to.
+        requested: ``DataConfig.cache``.
+        place: What :func:`choose_place` made of it.
+        memory: Free memory of the host in bytes.
+        among: Pictures that share a file on disk, as :class:`PictureStore` takes them.
+
+    Returns:
+        A store in the mode that ``place`` says. What is kept on a GPU is also kept by the host if
+        it takes up to ``PICTURE_SHARE`` of the memory, because calibration reads it once more.
+        Under ``auto``, from ``DISK_FROM`` bytes of files, it is on disk instead if that has room.
+
+    Raises:
+        ImageError: If a picture does not exist.
+        DatasetError: If the store has to be on disk, and its file cannot be made.
+    """
+    cache, on_device = place
+    mode: StoreMode = "none" if cache == "features" else cache
+    if on_device:
+        fits = len(paths) * math.prod(size) * 3 <= PICTURE_SHARE * memory
+        mode = "pictures" if fits else "none"
+    if requested == "auto" and mode != "disk":
+        files = sum(look_at(path).st_size for path in paths)
+        if files >= DISK_FROM:
+            try:
+                return PictureStore(paths, size, "disk", among=among)
+            except ImageError:
+                raise
+            except DatasetError:  # no room, or a home that cannot be written: do without
+                return PictureStore(paths, size, mode)
+    return PictureStore(paths, size, mode, among=among)
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -29,7 +29,12 @@ class Sample:
     """``good``, or the name of the defect (the folder's)."""
 
     mask: Path | None = None
-    """File of the defect's pixels; None for a good picture, and where a set has no mask for it."""
+    """File of the defect's pixels, or a folder of several that count together; None for a good
+    picture, and where a set has no mask for it."""
+
+    group: str = ""
+    """What the pictures of one object share: Real-IAD's five views. Sample-level metrics take the
+    maximum over it. Empty: the picture stands alone."""
 
     @property
     def is_anomalous(self) -> bool:
@@ -49,6 +54,9 @@ class Dataset:
 
     samples: tuple[Sample, ...]
     """Every picture."""
+
+    notes: tuple[str, ...] = ()
+    """What the reader decided that a user should know, one line each."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -78,4 +86,4 @@ class Dataset:
         kept = tuple(
             s for s in self.samples if s.category in wanted and (split is None or s.split == split)
         )
-        return Dataset(self.root, self.layout, kept)
+        return Dataset(self.root, self.layout, kept, self.notes)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
-from mambaad.data.cache import PictureStore, Progress
+from mambaad.data.cache import Progress, Store
 
 Encode = Callable[[Tensor], Sequence[Tensor]]
 
@@ -61,7 +61,7 @@ class FeatureStore:
 
     def __init__(
         self,
-        pictures: PictureStore,
+        pictures: Store,
         encode: Encode,
         device: torch.device,
         *,
@@ -124,7 +124,7 @@ class DevicePictures:
 
     def __init__(
         self,
-        pictures: PictureStore,
+        pictures: Store,
         device: torch.device,
         *,
         batch_size: int = 64,
