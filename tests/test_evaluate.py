@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,8 +17,10 @@ from mambaad import device_metrics, metrics
 from mambaad import evaluate as module
 from mambaad.calibrate import calibrate
 from mambaad.data import Dataset, Sample, read_dataset
-from mambaad.errors import DatasetError, ImageError
-from mambaad.evaluate import evaluate, pixel_metrics_for, read_masks, regroup, save_evaluation
+from mambaad.errors import ConfigError, DatasetError, ImageError
+from mambaad.evaluate import evaluate, exactness_of, pixel_metrics_for
+from mambaad.grouping import read_masks
+from mambaad.results import save_evaluation
 
 SIZE = (32, 32)
 CPU = torch.device("cpu")
@@ -114,23 +113,6 @@ def test_no_test_pictures_are_refused(dataset: Dataset) -> None:
         evaluate(Brightness(), none, SIZE, device=CPU)
 
 
-def test_files_hold_the_numbers_and_every_score(dataset: Dataset, tmp_path: Path) -> None:
-    calibration = calibrate([0.2], ["c"], "training pictures")
-    found = evaluate(Brightness(), dataset, SIZE, device=CPU, calibration=calibration)
-    out = tmp_path / "out"
-    files = save_evaluation(out, found, {"seed": 1})
-    assert sorted(f.name for f in files) == [
-        "evaluation.csv", "evaluation.json", "evaluation.md", "scores.csv",
-    ]  # fmt: skip
-    values = json.loads((out / "evaluation.json").read_text())
-    assert values["categories"]["c"]["image_AUROC"] == pytest.approx(5 / 6)
-    assert values["decisions"]["c"] == {"threshold": 0.2, "false_alarms": 0, "misses": 1}
-    assert values["about"] == {"seed": 1}
-    rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
-    assert [r["pred_label"] for r in rows] == ["0", "0", "1", "0", "1"]
-    assert "83.3" in (out / "evaluation.md").read_text()
-
-
 def test_progress_counts_all_pictures(tiny_data: Path) -> None:
     calls: list[tuple[int, int]] = []
     evaluate(
@@ -167,6 +149,64 @@ def test_metrics_on_the_device_are_the_same(
             assert got == pytest.approx(getattr(report, value), abs=1e-12, nan_ok=True)
 
 
+def test_streaming_gives_the_same_and_says_so(tiny_data: Path, tmp_path: Path) -> None:
+    data, size = read_dataset(tiny_data), (64, 64)
+    calibration = calibrate([0.4], ["metal"], "training pictures")
+    run = partial(evaluate, Brightness(), data, size, device=CPU, calibration=calibration)
+    expected, found = run(), run(metrics="streaming")
+    assert list(found.categories) == ["metal", "wood"]
+    for name, result in found.categories.items():
+        exact = expected.categories[name]
+        assert result.report.method == "streaming"
+        for value in metrics.FIELDS:
+            got = getattr(result.report, value)
+            assert got == pytest.approx(getattr(exact.report, value), abs=1e-4, nan_ok=True)
+        assert result.scores.tolist() == exact.scores.tolist()
+        assert [(e.kind, e.path) for e in result.examples] == [
+            (e.kind, e.path) for e in exact.examples
+        ]
+        for one, other in zip(result.examples, exact.examples, strict=True):
+            assert np.allclose(one.map, other.map, atol=1e-6)
+            assert (one.mask is None) == (other.mask is None)
+        assert result.pixels is not None
+    assert found.pooled is not None
+    assert found.pooled.pixels == 12 * 64 * 64
+    assert expected.pooled is None
+    save_evaluation(tmp_path, found, {})
+    values = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(values["pixels"]) == ["metal", "wood", "pooled"]
+    assert values["mean"]["method"] == "streaming"
+    assert (
+        "from bins, within 1e-4 of exact: metal, wood" in (tmp_path / "evaluation.md").read_text()
+    )
+
+
+def test_streaming_without_masks_has_image_metrics(dataset: Dataset) -> None:
+    bare = Dataset(dataset.root, "folder", tuple(
+        Sample(s.image, s.category, s.split, s.defect) for s in dataset
+    ))  # fmt: skip
+    found = evaluate(Brightness(), bare, SIZE, device=CPU, metrics="streaming")
+    report = found.categories["c"].report
+    assert report.image_AUROC == pytest.approx(5 / 6)
+    assert report.reasons["pixel_AUROC"] == "no masks for 3 of 5 pictures"
+    assert found.pooled is None
+    assert len(found.categories["c"].examples) == 4
+
+
+def test_streaming_is_chosen_by_size(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    assert exactness_of(10**8, "exact", "auto") == "exact"
+    assert exactness_of(10**8 + 1, "exact", "auto") == "streaming"
+    assert exactness_of(10**9, "exact", "exact") == "exact"
+    assert exactness_of(10**9, "ader", "auto") == "exact"
+    with pytest.raises(ConfigError, match="ader needs all scores at once"):
+        exactness_of(1, "ader", "streaming")
+    with pytest.raises(ConfigError, match=r"metrics must be one of .* got 'fast'"):
+        exactness_of(1, "exact", "fast")  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "EXACT_PIXELS", 5 * 32 * 32 - 1)
+    found = evaluate(Brightness(), dataset, SIZE, device=CPU)
+    assert found.categories["c"].report.method == "streaming"
+
+
 def test_metrics_are_computed_where_it_is_faster() -> None:
     chosen = pixel_metrics_for(torch.device("cuda"))
     assert isinstance(chosen, partial)
@@ -195,23 +235,3 @@ def test_an_unreadable_mask_or_picture_is_named(dataset: Dataset) -> None:
     (dataset.root / "g1.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match="g1"):
         evaluate(Brightness(), dataset, SIZE, device=CPU)
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3, 7])
-@pytest.mark.parametrize("counts", [[7], [1, 6], [2, 2, 3], [1] * 7])
-def test_batches_are_regrouped(batch: int, counts: list[int]) -> None:
-    numbers = np.arange(7 * 2, dtype=np.float32).reshape(7, 1, 2)
-    reported: list[int] = []
-
-    def parts() -> Iterator[NDArray[np.float32]]:
-        buffer = np.empty((batch, 1, 2), np.float32)  # overwritten by every batch
-        for start in range(0, 7, batch):
-            part = numbers[start : start + batch]
-            buffer[: len(part)] = part
-            yield buffer[: len(part)]
-            reported.append(start + len(part))
-
-    found = list(regroup(parts(), counts))
-    assert [len(maps) for maps in found] == counts
-    assert np.array_equal(np.concatenate(found), numbers)
-    assert reported[-1] == 7

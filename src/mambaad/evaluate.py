@@ -1,21 +1,23 @@
 """Evaluation: a run against the test pictures of a data set, category by category.
 
-The maps of a category are kept only while its metrics are computed, on the device if that is CUDA.
-Masks are read while the network runs. Image labels are the data set's; under the protocol ``ader``
-they come from the resized masks, as in the paper's tables.
+The maps of a category are kept only while its metrics are computed, on the device if that is CUDA;
+those of a category of more than ``EXACT_PIXELS`` are not kept at all, but counted in bins
+(``metrics.streaming``), and the results say so. Masks are read while the network runs. Image labels
+are the data set's; under the protocol ``ader`` they come from the resized masks, as in the paper's
+tables.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -23,52 +25,41 @@ from numpy.typing import NDArray
 
 from mambaad import device_metrics
 from mambaad.calibrate import Calibration
-from mambaad.data import Dataset, PictureStore, Sample, load_mask
-from mambaad.data.cache import Progress, map_in_threads, worker_count
-from mambaad.errors import DatasetError
-from mambaad.files import write_json, write_text
+from mambaad.data import Dataset, PictureStore, Sample
+from mambaad.data.cache import Progress
+from mambaad.errors import ConfigError, DatasetError
+from mambaad.examples import Example as Example
+from mambaad.examples import choose, make_examples
+from mambaad.grouping import joined, regroup
+from mambaad.grouping import read_masks as read_masks
 from mambaad.inference import Method, batches, picture_scores
 from mambaad.metrics import (
+    Exactness,
     PixelMetrics,
+    PixelSummary,
     Protocol,
     Report,
     mean_report,
+    outcomes_of,
     pixel_metrics,
+    report_of,
+    sample_auroc,
     score,
-    to_csv,
-    to_json_mapping,
-    to_markdown,
 )
+from mambaad.pipeline import ahead
+from mambaad.tiling import Tiling
 
+if TYPE_CHECKING:
+    from mambaad.metrics.streaming import PixelBins
 
-@dataclass(frozen=True)
-class Example:
-    """A picture worth looking at."""
+MetricsChoice: TypeAlias = Literal["auto", "exact", "streaming"]
 
-    path: Path
-    """Its file."""
+EXACT_PIXELS = 100_000_000
+"""Most pixels of a category whose metrics ``auto`` computes exactly: 1525 pictures of 256 x 256.
+They and what is sorted take about 1.5 GB."""
 
-    kind: str
-    """``best``, ``median`` or ``worst`` of the defective pictures by score, or ``false alarm``:
-    the good picture with the highest score."""
-
-    label: int
-    """1 if defective."""
-
-    defect: str
-    """``good``, or the defect's name."""
-
-    score: float
-    """The maximum of its map."""
-
-    picture: NDArray[np.uint8]
-    """(H, W, 3), as prepared."""
-
-    map: NDArray[np.float32]
-    """(H, W)."""
-
-    mask: NDArray[np.bool_] | None
-    """(H, W), or None without one."""
+MASKS_AHEAD = 64
+"""Masks read at once for a category whose pixels are counted in bins."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +76,19 @@ class CategoryResult:
     """The run's, or None if it has no calibration."""
 
     examples: tuple[Example, ...]
+
+    pixels: PixelSummary | None = None
+    """More pixel metrics, if they were computed from bins."""
+
+    groups: tuple[str, ...] = ()
+    """Which object each picture shows, if the data set has several views of one."""
+
+    @property
+    def sample_auroc(self) -> float | None:
+        """AUROC of the objects, each with its views' highest score; None if it is undefined."""
+        if not all(self.groups) or len(set(self.labels.tolist())) < 2 or not self.groups:
+            return None
+        return sample_auroc(self.labels, self.scores, self.groups)
 
     @property
     def above(self) -> NDArray[np.bool_]:
@@ -116,6 +120,9 @@ class Evaluation:
     seconds: float
     images: int
 
+    pooled: PixelSummary | None = None
+    """The pixels of all categories together, if all were counted in bins."""
+
     @property
     def reports(self) -> dict[str, Report]:
         """The metrics by category."""
@@ -138,6 +145,8 @@ def evaluate(
     calibration: Calibration | None = None,
     progress: Progress | None = None,
     precision: str = "auto",
+    tiling: Tiling | None = None,
+    metrics: MetricsChoice = "auto",
 ) -> Evaluation:
     """Score all test pictures of a data set.
 
@@ -151,64 +160,187 @@ def evaluate(
         calibration: The run's thresholds, to count false alarms and misses.
         progress: Called with the number of pictures done and in all.
         precision: What the network runs in: ``auto``, ``float32`` or ``bf16``.
+        tiling: How pictures are cut into tiles; None: they are not.
+        metrics: ``auto``, ``exact`` or ``streaming``; see ``exactness_of``.
 
     Raises:
+        ConfigError: If ``metrics`` is ``streaming`` under the protocol ``ader``.
         DatasetError: If there are no test pictures.
         ImageError: If a picture or mask cannot be read.
     """
     began = time.monotonic()
+    groups = _test_samples(dataset)
+    pixels = image_size[0] * image_size[1]
+    ways = {n: exactness_of(len(g) * pixels, protocol, metrics) for n, g in groups.items()}
+    counts = [len(part) for part in groups.values()]
+    # one pass over all categories, so that pictures are decoded while metrics are computed
+    run = partial(batches, method, device=device, precision=precision, tiling=tiling)
+    store = PictureStore([s.image for part in groups.values() for s in part], image_size, "none")
+    parts = (maps for _, _, maps in run(store, progress=progress))
+    own = pixel_metrics_for(device)
+    compute = partial(score, protocol=protocol, pro_limit=pro_limit, pixels=own)
+    results: dict[str, CategoryResult] = {}
+    counted: list[PixelBins] = []  # none, or those of all categories together
+    for name, pieces in zip(groups, regroup(parts, counts), strict=True):
+        threshold = None if calibration is None else calibration.threshold(name)
+        category = _Category(name, groups[name], image_size, threshold)
+        if ways[name] == "exact":
+            results[name] = category.exact(pieces, compute)
+        else:
+            results[name], bins = category.streamed(pieces, pro_limit)
+            _pool(counted, bins)
+    for name in [name for name, way in ways.items() if way == "streaming"]:
+        results[name] = _with_examples(results[name], groups[name], image_size, run)
+    whole = all(r.pixels is not None for r in results.values())
+    pooled = counted[0].summary(pro_limit=pro_limit) if whole else None
+    return Evaluation(protocol, results, time.monotonic() - began, sum(counts), pooled)
+
+
+def _test_samples(dataset: Dataset) -> dict[str, Sequence[Sample]]:
     tests = dataset.select(split="test")
     if not tests.samples:
         raise DatasetError(
             f"no test pictures in {dataset.root}: a test needs good pictures and defective ones "
             f"(see 'mambaad check {dataset.root}')"
         )
-    groups = {name: tests.select(categories=[name]).samples for name in tests.categories}
-    store = PictureStore([s.image for part in groups.values() for s in part], image_size, "none")
-    # one pass over all categories, so that pictures are decoded while metrics are computed
-    parts = batches(method, store, device, progress=progress, precision=precision)
-    grouped = regroup((maps for _, _, maps in parts), [len(part) for part in groups.values()])
-    computed = partial(
-        score,
-        protocol=protocol,
-        pro_limit=pro_limit,
-        pixels=pixel_metrics_for(device),
-    )
-    results: dict[str, CategoryResult] = {}
-    with ThreadPoolExecutor(1) as reader:
-        reading = (
-            (name, reader.submit(read_masks, samples, image_size))
-            for name, samples in groups.items()
+    return {name: tests.select(categories=[name]).samples for name in tests.categories}
+
+
+def exactness_of(pixels: int, protocol: Protocol, wanted: MetricsChoice) -> Exactness:
+    """How a category's pixel metrics are computed.
+
+    Args:
+        pixels: How many there are in its test pictures. ``auto`` is ``exact`` up to
+            ``EXACT_PIXELS``, then ``streaming``.
+        protocol: ``ader`` scales by the range of all scores, which one pass does not know: it is
+            always ``exact``.
+        wanted: What was asked for.
+
+    Raises:
+        ConfigError: If ``wanted`` is ``streaming`` under the protocol ``ader``, or none of these.
+    """
+    if wanted not in get_args(MetricsChoice):
+        raise ConfigError(f"metrics must be one of {list(get_args(MetricsChoice))}, got {wanted!r}")
+    if wanted == "streaming" and protocol == "ader":
+        raise ConfigError(
+            "the protocol ader needs all scores at once: use --metrics exact, or --protocol exact"
         )
-        # zip asks for the masks first: they are read while the network computes the maps
-        for (category, masks), maps in zip(reading, grouped, strict=True):
-            threshold = None if calibration is None else calibration.threshold(category)
-            results[category] = _category_result(
-                category, groups[category], maps, masks.result(), computed, threshold
-            )
-    return Evaluation(protocol, results, time.monotonic() - began, len(tests))
+    if wanted != "auto":
+        return wanted
+    return "streaming" if protocol == "exact" and pixels > EXACT_PIXELS else "exact"
 
 
-def _category_result(
-    category: str,
+@dataclass(frozen=True)
+class _Category:
+    """The test pictures of one category."""
+
+    name: str
+    samples: Sequence[Sample]
+    size: tuple[int, int]
+    threshold: float | None
+
+    def exact(
+        self, pieces: Iterable[NDArray[np.float32]], compute: Callable[..., Report]
+    ) -> CategoryResult:
+        """Keep all maps, then compute."""
+        with ThreadPoolExecutor(1) as reader:
+            # the masks first: they are read while the network computes the maps
+            reading = reader.submit(read_masks, self.samples, self.size)
+            maps = joined(pieces, len(self.samples))
+            masks = reading.result()
+        labels, scores = self._labels(), picture_scores(maps)
+        report = compute(maps, masks, labels, scores=scores)
+        chosen = choose(labels, scores)
+        examples = make_examples(
+            self.samples,
+            chosen,
+            {i: maps[i].copy() for i in chosen},
+            {i: None if masks is None else masks[i] for i in chosen},
+            scores,
+        )
+        return self._result(report, scores, examples)
+
+    def streamed(
+        self, pieces: Iterable[NDArray[np.float32]], pro_limit: float
+    ) -> tuple[CategoryResult, PixelBins | None]:
+        """Count the pixels; the examples are left out, and the bins are None without masks."""
+        from mambaad.metrics.streaming import PixelBins
+
+        lost = sum(s.is_anomalous and s.mask is None for s in self.samples)
+        reason = None if not lost else f"no masks for {lost} of {len(self.samples)} pictures"
+        bins = PixelBins(threshold=self.threshold) if reason is None else None
+        starts = range(0, len(self.samples), MASKS_AHEAD)
+        blocks = (self.samples[i : i + MASKS_AHEAD] for i in starts if reason is None)
+        scores = []
+        with closing(
+            ahead(lambda b: read_masks(b, self.size) or [], blocks, workers=1, limit=2)
+        ) as reading:
+            masks = (mask for block in reading for mask in block)
+            for maps in pieces:
+                scores.append(picture_scores(maps))
+                if bins is not None:
+                    bins.update(maps, np.array(list(islice(masks, len(maps)))))
+        summary = None if bins is None else bins.summary(pro_limit=pro_limit)
+        outcomes = outcomes_of(summary if summary is not None else str(reason))
+        values = np.concatenate(scores)
+        report = report_of(self._labels(), values, outcomes, pro_limit=pro_limit)
+        return self._result(report, values, (), summary), bins
+
+    def _labels(self) -> NDArray[np.int64]:
+        return np.array([s.is_anomalous for s in self.samples], dtype=np.int64)
+
+    def _result(
+        self,
+        report: Report,
+        scores: NDArray[np.float32],
+        examples: tuple[Example, ...],
+        pixels: PixelSummary | None = None,
+    ) -> CategoryResult:
+        return CategoryResult(
+            category=self.name,
+            report=report,
+            paths=tuple(s.image for s in self.samples),
+            labels=self._labels(),
+            defects=tuple(s.defect for s in self.samples),
+            scores=scores,
+            threshold=self.threshold,
+            examples=examples,
+            pixels=pixels,
+            groups=tuple(s.group for s in self.samples),
+        )
+
+
+def _pool(pooled: list[PixelBins], bins: PixelBins | None) -> None:
+    """Add a category's pixels, counted at a threshold of its own, to those of the others."""
+    if bins is None:
+        return
+    if not pooled:
+        from mambaad.metrics.streaming import PixelBins
+
+        pooled.append(PixelBins())
+    pooled[0].merge(bins)
+
+
+def _with_examples(
+    result: CategoryResult,
     samples: Sequence[Sample],
-    maps: NDArray[np.float32],
-    masks: Sequence[NDArray[np.bool_] | None] | None,
-    compute: Callable[..., Report],
-    threshold: float | None,
+    size: tuple[int, int],
+    run: Callable[..., Iterator[tuple[Any, Any, NDArray[np.float32]]]],
 ) -> CategoryResult:
-    labels = np.array([s.is_anomalous for s in samples], dtype=np.int64)
-    scores = picture_scores(maps)
-    return CategoryResult(
-        category=category,
-        report=compute(maps, masks, labels, scores=scores),
-        paths=tuple(s.image for s in samples),
-        labels=labels,
-        defects=tuple(s.defect for s in samples),
-        scores=scores,
-        threshold=threshold,
-        examples=_examples(samples, maps, masks, labels, scores),
+    """Compute the maps of the examples once more: which they are is known at the end only."""
+    chosen = choose(result.labels, result.scores)
+    picked = [samples[i] for i in chosen]
+    store = PictureStore([s.image for s in picked], size, "none")
+    maps = np.concatenate([part.copy() for _, _, part in run(store)])
+    masks = read_masks(picked, size) or [None] * len(picked)
+    examples = make_examples(
+        samples,
+        chosen,
+        dict(zip(chosen, maps, strict=True)),
+        dict(zip(chosen, masks, strict=True)),
+        result.scores,
     )
+    return replace(result, examples=examples)
 
 
 def pixel_metrics_for(device: torch.device) -> PixelMetrics:
@@ -216,134 +348,3 @@ def pixel_metrics_for(device: torch.device) -> PixelMetrics:
     if device.type == "cuda":
         return partial(device_metrics.pixel_metrics, device=device)
     return pixel_metrics
-
-
-def regroup(
-    parts: Iterator[NDArray[np.float32]], counts: Sequence[int]
-) -> Iterator[NDArray[np.float32]]:
-    """Cut consecutive batches of maps into arrays of other lengths.
-
-    Args:
-        parts: Each (B, H, W), with any B; may be overwritten when the next one is asked for.
-        counts: How many maps each array shall hold; as many as the batches in all.
-
-    Returns:
-        Arrays, (count, H, W).
-
-    >>> numbers = np.arange(5, dtype=np.float32).reshape(5, 1, 1)
-    >>> batches = iter((numbers[:2], numbers[2:4], numbers[4:]))
-    >>> [maps.ravel().tolist() for maps in regroup(batches, [1, 4])]
-    [[0.0], [1.0, 2.0, 3.0, 4.0]]
-    """
-    left = next(parts)
-    for count in counts:
-        maps = np.empty((count, *left.shape[1:]), np.float32)
-        done = 0
-        while done < count:
-            if not len(left):
-                left = next(parts)
-            taken = left[: count - done]
-            maps[done : done + len(taken)] = taken
-            done += len(taken)
-            left = left[len(taken) :]
-        yield maps
-    for _ in parts:  # none is left, but the last one's progress is reported when asked for another
-        pass
-
-
-def read_masks(
-    samples: Sequence[Sample], size: tuple[int, int]
-) -> list[NDArray[np.bool_] | None] | None:
-    """The masks at the given size: zeros for good pictures, None where a defective one has none.
-
-    Returns:
-        None if no defective picture has a mask: the data set has none.
-    """
-    if not any(s.mask is not None for s in samples) and any(s.is_anomalous for s in samples):
-        return None
-    empty = np.zeros(size, dtype=np.bool_)
-
-    def read(sample: Sample) -> NDArray[np.bool_] | None:
-        if sample.mask is not None:
-            return load_mask(sample.mask, size)
-        return None if sample.is_anomalous else empty
-
-    return map_in_threads(read, samples, workers=worker_count())
-
-
-def _examples(
-    samples: Sequence[Sample],
-    maps: NDArray[np.float32],
-    masks: Sequence[NDArray[np.bool_] | None] | None,
-    labels: NDArray[np.int64],
-    scores: NDArray[np.float32],
-) -> tuple[Example, ...]:
-    ascending = np.argsort(scores, kind="stable")
-    bad = [int(i) for i in ascending if labels[i]]
-    good = [int(i) for i in ascending if not labels[i]]
-    chosen: dict[int, str] = {}
-    if bad:
-        for kind, index in (("best", bad[-1]), ("worst", bad[0]), ("median", bad[len(bad) // 2])):
-            chosen.setdefault(index, kind)
-    if good:
-        chosen[good[-1]] = "false alarm"
-    pictures = PictureStore([samples[i].image for i in chosen], maps.shape[1:], "none")
-    order = {"best": 0, "median": 1, "worst": 2, "false alarm": 3}
-    examples = [
-        Example(
-            path=samples[i].image,
-            kind=kind,
-            label=int(labels[i]),
-            defect=samples[i].defect,
-            score=float(scores[i]),
-            picture=picture,
-            map=maps[i].copy(),
-            mask=None if masks is None else masks[i],
-        )
-        for (i, kind), picture in zip(chosen.items(), pictures[range(len(chosen))], strict=True)
-    ]
-    return tuple(sorted(examples, key=lambda e: order[e.kind]))
-
-
-def save_evaluation(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]) -> list[Path]:
-    """Write ``evaluation.json``, ``.csv`` and ``.md``, and every picture's score in ``scores.csv``.
-
-    Args:
-        folder: Usually the run folder.
-        evaluation: What ``evaluate`` returned.
-        about: Added to the JSON: what the numbers belong to.
-
-    Returns:
-        The files.
-    """
-    decisions = {
-        name: {"threshold": r.threshold, "false_alarms": r.false_alarms, "misses": r.misses}
-        for name, r in evaluation.categories.items()
-    }
-    values = {
-        **to_json_mapping(evaluation.reports),
-        "decisions": decisions,
-        "images": evaluation.images,
-        "seconds": round(evaluation.seconds, 2),
-        "about": dict(about),
-    }
-    files = [folder / f"evaluation.{suffix}" for suffix in ("json", "csv", "md")]
-    write_json(files[0], values)
-    write_text(files[1], to_csv(evaluation.reports))
-    write_text(files[2], to_markdown(evaluation.reports))
-    files.append(folder / "scores.csv")
-    write_text(files[-1], _scores_csv(evaluation))
-    return files
-
-
-def _scores_csv(evaluation: Evaluation) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image_path", "category", "label_index", "defect", "pred_score", "pred_label"])
-    for name, result in evaluation.categories.items():
-        for path, label, defect, value, above in zip(
-            result.paths, result.labels, result.defects, result.scores, result.above, strict=True
-        ):
-            decided = "" if result.threshold is None else int(above)
-            rows.writerow([path, name, label, defect, repr(float(value)), decided])
-    return text.getvalue()

@@ -30,6 +30,7 @@ from mambaad.metrics.arrays import (
     as_scores,
 )
 from mambaad.metrics.regions import area_under_pro, check_limit, sort_pixels
+from mambaad.metrics.summary import Exactness, PixelSummary
 
 Protocol: TypeAlias = Literal["exact", "ader"]
 Masks: TypeAlias = ArrayLike | Sequence[ArrayLike | None] | None
@@ -78,6 +79,10 @@ class Report:
     reasons: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Why a field is NaN; in a mean, also which categories a field leaves out."""
 
+    method: str = "exact"
+    """``exact``, or ``streaming``: pixel metrics from bins, within 1e-4 of exact (see
+    ``streaming``); in a mean, all that occur."""
+
     def to_mapping(self) -> dict[str, Any]:
         """The report as JSON can hold it: NaN as None."""
         values = {name: _none_if_nan(getattr(self, name)) for name in FIELDS}
@@ -87,6 +92,7 @@ class Report:
             "pro_limit": self.pro_limit,
             "images": self.images,
             "anomalous_images": self.anomalous_images,
+            "method": self.method,
             "reasons": dict(self.reasons),
         }
 
@@ -118,6 +124,13 @@ def pixel_metrics(
         outcomes["pixel_F1max"] = ranking.f1_max_of(counts)
         outcomes["pixel_AUPRO"] = area_under_pro(counts, pixels.found_from(counts), limit)
     return outcomes
+
+
+def outcomes_of(summary: PixelSummary | str) -> dict[str, Outcome]:
+    """``PIXEL_METRICS`` of a summary, or why there is none."""
+    if isinstance(summary, str):
+        return dict.fromkeys(PIXEL_METRICS, summary)
+    return {n: summary.reasons.get(n, getattr(summary, n)) for n in PIXEL_METRICS}
 
 
 def outcome(compute: Callable[[], float]) -> Outcome:
@@ -181,6 +194,41 @@ def score(
     )
 
 
+def report_of(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    pixels: Mapping[str, Outcome],
+    *,
+    pro_limit: float = 0.3,
+    method: Exactness = "streaming",
+) -> Report:
+    """Make the report of one category whose pixel metrics were computed elsewhere.
+
+    Args:
+        labels: (N,), True or 1 for anomalous.
+        scores: (N,), finite, one per picture.
+        pixels: Values of ``PIXEL_METRICS``, or why there is none.
+        pro_limit: The false positive rate that its ``pixel_AUPRO`` goes up to.
+        method: How they were computed.
+
+    Raises:
+        ValueError: If labels and scores disagree, or one of the pixel metrics is missing.
+    """
+    missing = [name for name in PIXEL_METRICS if name not in pixels]
+    if missing:
+        raise ValueError(f"pixels must hold {list(PIXEL_METRICS)}, without {missing}")
+    values = as_scores(scores)
+    anomalous = as_labels(labels, len(values))
+    return _report(
+        {**_image_outcomes(values, anomalous), **{name: pixels[name] for name in PIXEL_METRICS}},
+        protocol="exact",
+        pro_limit=pro_limit,
+        images=len(values),
+        anomalous_images=int(anomalous.sum()),
+        method=method,
+    )
+
+
 def mean_report(reports: Mapping[str, Report]) -> Report:
     """The unweighted mean over categories, field by field.
 
@@ -218,6 +266,7 @@ def mean_report(reports: Mapping[str, Report]) -> Report:
         images=sum(r.images for r in reports.values()),
         anomalous_images=sum(known) if len(known) == len(anomalous) else None,
         reasons=reasons,
+        method=" and ".join(sorted({r.method for r in reports.values()})),
     )
 
 
@@ -259,6 +308,7 @@ def _report(
     pro_limit: float,
     images: int,
     anomalous_images: int | None,
+    method: Exactness = "exact",
 ) -> Report:
     reasons = {name: found for name, found in outcomes.items() if isinstance(found, str)}
     values = {n: math.nan if isinstance(found, str) else found for n, found in outcomes.items()}
@@ -272,6 +322,7 @@ def _report(
         images=images,
         anomalous_images=anomalous_images,
         reasons=reasons,
+        method=method,
     )
 
 

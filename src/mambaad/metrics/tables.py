@@ -104,8 +104,11 @@ def _pictures(mean: Report) -> str:
 
 
 def _notes(reports: Mapping[str, Report], mean: Report) -> list[str]:
-    # mAD's reason only repeats the others'
     notes = []
+    binned = [_escape(name) for name, report in reports.items() if report.method != "exact"]
+    if binned:
+        notes.append(f"- pixel metrics from bins, within 1e-4 of exact: {', '.join(binned)}")
+    # mAD's reason only repeats the others'
     for name, report in _rows(reports, mean):
         by_reason: dict[str, list[str]] = {}
         for field, reason in report.reasons.items():
