@@ -1,0 +1,105 @@
+"""Which pictures a training learns from, and which it keeps to set thresholds on.
+
+Both are drawn from the data set's training pictures with the run's seed, category by category.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from mambaad.checkpoint import PROVENANCE
+from mambaad.config import Config
+from mambaad.data import Dataset, Sample, fingerprint, read_dataset
+from mambaad.data.contamination import contaminate, leave_out
+from mambaad.errors import CheckpointError, DatasetError
+
+HOLDOUT_SHARE = 0.1
+OWN_LAYOUTS = ("folder", "csv", "keys")
+"""Layouts of people's own pictures; the benchmarks' training pictures are all learned from."""
+
+HOLDOUT_LEAST = 3
+"""Held-out pictures of a category; fewer say less of new pictures than the training ones do."""
+
+
+def read_pictures(config: Config) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
+    """The pictures of ``config.data``.
+
+    Returns:
+        Those to learn from, those held out, and what a run's record says of them. There,
+        ``contamination`` names the test pictures that are learned from, by their paths inside the
+        data set.
+
+    Raises:
+        DatasetError: If the data set cannot be read, has no training picture, or too few defective
+            test pictures for ``config.data.contamination``.
+    """
+    dataset = read_dataset(config.data.root, config.data.layout, config.data.categories)
+    mixed, moved = contaminate(dataset, config.data.contamination, config.train.seed)
+    chosen, held_out = split_holdout(mixed, config)
+    about = {
+        "data_fingerprint": fingerprint(dataset),
+        "layout": dataset.layout,
+        "notes": list(dataset.notes),
+        "categories": list(dataset.categories),
+        "training_pictures": len(chosen),
+        "held_out_pictures": len(held_out),
+        "contamination": list(moved),
+        "preset": config.train.preset,
+    }
+    return chosen, held_out, about
+
+
+def leave_learned_out(run: Path, config: Config, dataset: Dataset) -> Dataset:
+    """The data set without those test pictures that a run has learned from.
+
+    They are the ones that its ``data.contamination`` moved, by the names in its record; so a copy
+    of the data set elsewhere is served as well, and another data set is left as it is.
+
+    Raises:
+        CheckpointError: If the run had such pictures and its record does not name them.
+    """
+    if config.data.contamination == 0:
+        return dataset
+    try:
+        record = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
+        names = [str(name) for name in record["contamination"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{run} learned from test pictures (data.contamination), and {PROVENANCE} does not say "
+            f"which ({type(error).__name__}: {error}): train it anew"
+        ) from error
+    return leave_out(dataset, names)
+
+
+def split_holdout(dataset: Dataset, config: Config) -> tuple[list[Sample], list[Sample]]:
+    """Training pictures, and those held out of training to set thresholds on.
+
+    Of each category a share is held out, drawn with the run's seed; a category of which that
+    would be fewer than three pictures keeps them all.
+
+    Raises:
+        DatasetError: If there is no training picture.
+    """
+    samples = list(dataset.select(split="train"))
+    if not samples:
+        raise DatasetError(
+            f"no training pictures in {dataset.root}: run 'mambaad check {dataset.root}' to see why"
+        )
+    share = config.data.holdout
+    if share == "auto":
+        share = HOLDOUT_SHARE if dataset.layout in OWN_LAYOUTS else 0.0
+    chosen, held_out = [], []
+    for category in dataset.categories:
+        own = [s for s in samples if s.category == category]
+        count = round(share * len(own))
+        count = count if count >= HOLDOUT_LEAST else 0
+        rng = np.random.default_rng([config.train.seed, crc32(category.encode())])
+        drawn = set(rng.permutation(len(own))[:count].tolist())
+        held_out += [s for i, s in enumerate(own) if i in drawn]
+        chosen += [s for i, s in enumerate(own) if i not in drawn]
+    return chosen, held_out

@@ -1,0 +1,63 @@
+"""Presets: what they set, what overrides them, and that they are recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mambaad.config import Config, PresetName
+from mambaad.errors import ConfigError
+from mambaad.presets import EPOCHS, RECIPE, configure, preset_settings
+
+
+def test_every_preset_has_its_epochs() -> None:
+    assert tuple(EPOCHS) == get_args(PresetName)
+    assert {name for name, epochs in EPOCHS.items() if epochs == 300} == {"mvtec-ad", "mvtec-3d"}
+    assert set(EPOCHS.values()) == {100, 300}
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_a_preset_is_the_published_recipe(name: str) -> None:
+    config = configure(preset=name)
+    assert (config.train.epochs, config.train.preset) == (EPOCHS[name], name)
+    rest = config.override({"train.epochs": 100}).to_mapping()
+    rest["train"].pop("preset")
+    # the package's defaults are the published recipe, apart from pictures held out
+    assert rest == Config().override({"data.holdout": 0.0}).to_mapping()
+    assert all("." in setting for setting in RECIPE)
+
+
+def test_what_is_said_overrides_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[train]\nbatch_size = 8\nepochs = 7\n[model]\nscan = {zigzag = 4}\n")
+    config = configure(file, {"train.epochs": 9, "model.encoder": "resnet18"}, "mvtec-ad")
+    assert (config.train.epochs, config.train.batch_size) == (9, 8)
+    assert (config.model.encoder, config.model.scan) == ("resnet18", {"zigzag": 4})
+    assert (config.train.preset, config.data.holdout) == ("mvtec-ad", 0.0)
+    # a value that is the default still overrides
+    file.write_text("[train]\nepochs = 100\n")
+    assert configure(file, preset="mvtec-ad").train.epochs == 100
+
+
+def test_a_preset_can_be_named_in_a_file_or_a_setting(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('[train]\npreset = "mvtec-3d"\nbatch_size = 8\n')
+    config = configure(file)
+    assert (config.train.epochs, config.train.batch_size) == (300, 8)
+    assert configure(file, {"train.preset": "visa"}).train.epochs == 100
+    assert configure(file, {"train.preset": "visa"}, "mvtec-ad").train.epochs == 300
+    assert configure(settings={"train.preset": "mvtec-ad"}).train.epochs == 300
+    assert configure(settings={"train.epochs": 3}).train.preset is None
+
+
+def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"preset must be one of .*mvtec-ad.*, got 'cifar'"):
+        preset_settings("cifar")
+    with pytest.raises(ConfigError, match="preset must be one of"):
+        configure(settings={"train.preset": 3})
+    file = tmp_path / "settings.toml"
+    file.write_text('[train]\npreset = "cifar"\n')
+    with pytest.raises(ConfigError, match="preset must be one of"):
+        configure(file)
