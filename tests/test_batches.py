@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mambaad.batches import Batches, Feed
+from mambaad.batches import AHEAD, Batches, Feed
 from mambaad.data import PictureStore
 from mambaad.data.tensors import DevicePictures, FeatureStore
 from mambaad.errors import ImageError
@@ -108,3 +108,30 @@ def test_an_epoch_is_uploaded_once(data: Batches, monkeypatch: pytest.MonkeyPatc
     for step in range(4):
         feed.fill(step)
     assert asked == [0, 1]
+
+
+def test_batches_are_prepared_ahead_and_no_further(
+    data: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    original = Feed._prepare
+
+    def prepare(self: Feed, step: int) -> list[Tensor]:
+        prepared.append(step)
+        return original(self, step)
+
+    monkeypatch.setattr(Feed, "_prepare", prepare)
+    feed = Feed(data)
+    for step in (5, 6, 7):
+        feed.fill(step)
+    for _, future in feed._coming:
+        future.result()
+    assert sorted(prepared) == list(range(5, 8 + AHEAD))
+    feed.close()
+
+
+def test_the_caller_owns_the_indices(data: Batches) -> None:
+    first = data.indices(0)
+    expected = first.tolist()
+    first[:] = 0
+    assert data.indices(0).tolist() == expected

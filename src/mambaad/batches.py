@@ -2,33 +2,40 @@
 
 The order is a new permutation every epoch, drawn from seed and epoch alone; an incomplete last
 batch is left out. On the CPU a batch is read when it is needed. On a GPU ``Feed`` hands it over
-without stopping the host: picked out of a store on the GPU, or prepared by a thread in pinned
-memory while the step before runs.
+without stopping the host: picked out of a store on the GPU, or prepared by threads in pinned
+memory while the steps before run.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mambaad.data import PictureStore
+from mambaad.data.cache import Store
 from mambaad.data.tensors import DevicePictures, FeatureStore, normalise, to_tensor
 
 Inputs = tuple[Tensor | None, list[Tensor] | None]
 """Images, or kept features instead."""
+
+AHEAD = 4
+"""Batches that are prepared before they are needed, so that a slow one is made up for."""
+
+READERS = 2
+"""Threads that prepare them: one copies while the other waits for a disk."""
 
 
 @dataclass
 class Batches:
     """Training pictures in batches: which ones a step sees depends on seed and step alone."""
 
-    store: PictureStore
+    store: Store
     size: int
     seed: int
     device: torch.device
@@ -45,13 +52,13 @@ class Batches:
 
     def order(self, epoch: int) -> NDArray[np.intp]:
         """The pictures of an epoch, both counted from 0: (steps, batch)."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
+        order = _permutation(self.seed, epoch, len(self.store))
         return order[: self.per_epoch * self.size].reshape(self.per_epoch, -1)
 
     def indices(self, step: int) -> NDArray[np.intp]:
         """The pictures of a step, counted from 0."""
         epoch, batch = divmod(step, self.per_epoch)
-        chosen: NDArray[np.intp] = self.order(epoch)[batch]
+        chosen: NDArray[np.intp] = self.order(epoch)[batch].copy()
         return chosen
 
     def load(self, step: int) -> Inputs:
@@ -62,6 +69,14 @@ class Batches:
         return to_tensor(self.store[indices], self.device), None
 
 
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> NDArray[np.intp]:
+    """Kept, because every step asks for its epoch's, which takes as long as reading a batch."""
+    order: NDArray[np.intp] = np.random.default_rng([seed, epoch]).permutation(count)
+    order.setflags(write=False)
+    return order
+
+
 class Feed:
     """Hands batches to steps through buffers that stay where they are, as a CUDA graph needs."""
 
@@ -69,11 +84,11 @@ class Feed:
         self._data = data
         self._table: tuple[int, Tensor] | None = None
         self._buffers: list[Tensor] = []
-        self._coming: tuple[int, Future[list[Tensor]]] | None = None
+        self._coming: deque[tuple[int, Future[list[Tensor]]]] = deque()
 
     @cached_property
-    def _thread(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(1, "mambaad-batch")
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(READERS, "mambaad-batch")
 
     @property
     def _resident(self) -> bool:
@@ -91,11 +106,13 @@ class Feed:
         if self._resident:
             self._write([self._row(step)])
             return
-        if self._coming is None or self._coming[0] != step:
-            self._coming = (step, self._thread.submit(self._prepare, step))
-        rows = self._coming[1].result()
-        self._coming = (step + 1, self._thread.submit(self._prepare, step + 1))
-        self._write(rows)
+        if self._coming and self._coming[0][0] != step:
+            for _, future in self._coming:
+                future.cancel()
+            self._coming.clear()
+        for later in range(step + len(self._coming), step + 1 + AHEAD):
+            self._coming.append((later, self._threads.submit(self._prepare, later)))
+        self._write(self._coming.popleft()[1].result())
 
     def inputs(self) -> Inputs:
         """What the network takes, made from the buffers; a CUDA graph may hold this."""
@@ -109,10 +126,10 @@ class Feed:
         return normalise(self._buffers[0]), None
 
     def close(self) -> None:
-        """Let the thread end."""
-        if self._coming is not None:
-            self._thread.shutdown(cancel_futures=True)
-            self._coming = None
+        """Let the threads end."""
+        if "_threads" in self.__dict__:
+            self._threads.shutdown(cancel_futures=True)
+            self._coming.clear()
 
     def _write(self, tensors: list[Tensor]) -> None:
         if not self._buffers:

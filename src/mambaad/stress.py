@@ -1,0 +1,371 @@
+"""The robustness card: how a run fares when pictures get darker, noisier, blurred or moved.
+
+The threshold stays where normal pictures put it (the run's calibration); nothing is fitted on the
+corrupted ones. For every kind and strength of ``mambaad.corruptions`` and every category:
+
+    false alarms = share of good pictures above the threshold
+    misses       = share of defective pictures at or below it
+
+with the AUROC of pictures and pixels, which need no threshold, beside them. A card whose AUROC
+stays while false alarms rise asks for a new calibration; one whose AUROC falls, for training with
+such pictures. A defective picture whose defect was moved out of sight is left out of that row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from mambaad.calibrate import Calibration, thresholds_for
+from mambaad.checkpoint import load_model, provenance
+from mambaad.config import Config
+from mambaad.corruptions import Corruption, Mask, corruptions
+from mambaad.data import Dataset, PictureStore, Sample, available_memory, fingerprint, read_dataset
+from mambaad.data.cache import Progress, Store, map_in_threads, worker_count
+from mambaad.data.memory import PICTURE_SHARE
+from mambaad.devices import pick_device
+from mambaad.errors import CheckpointError, ConfigError, DatasetError
+from mambaad.evaluate import read_masks
+from mambaad.files import write_json, write_text
+from mambaad.inference import Method, batches, picture_scores, scoring_precision
+from mambaad.metrics import auroc
+from mambaad.splits import leave_learned_out
+from mambaad.tiling import Tiling
+
+Score = Callable[[Store], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a corruption does to one category. A rate is NaN where it is not defined."""
+
+    false_alarms: float
+    """Share of good pictures above the threshold."""
+
+    misses: float
+    """Share of defective pictures at or below it."""
+
+    image_AUROC: float
+    """Over pictures."""
+
+    pixel_AUROC: float
+    """Over pixels; NaN without masks."""
+
+
+NUMBERS = tuple(field.name for field in fields(Outcome))
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run's robustness card."""
+
+    seed: int
+    """Seed of what was drawn."""
+
+    rows: Mapping[Corruption, Mapping[str, Outcome]]
+    """By corruption (none first, then kind by kind from weak to strong), then by category."""
+
+    def mean(self, corruption: Corruption) -> Outcome:
+        """The unweighted mean over the categories where a number is defined."""
+        outcomes = self.rows[corruption].values()
+        return Outcome(*(_mean([getattr(o, name) for o in outcomes]) for name in NUMBERS))
+
+
+class CorruptedStore:
+    """A store's pictures, corrupted anew each time; the same picture always in the same way."""
+
+    def __init__(
+        self, pictures: PictureStore, corruption: Corruption, seeds: Sequence[int]
+    ) -> None:
+        """Args: pictures; what is done to them; a seed for each."""
+        self.size = pictures.size
+        self._pictures = pictures
+        self._corruption = corruption
+        self._seeds = seeds
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def path(self, index: int) -> Path:
+        """The file of a picture."""
+        return self._pictures.path(index)
+
+    def __getitem__(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Pictures by index, uint8 (n, H, W, 3)."""
+        wanted = [int(i) for i in indices]
+        read = self._pictures[wanted]
+        return np.stack(
+            map_in_threads(
+                lambda place: self._corruption.picture(read[place], self._seeds[wanted[place]]),
+                range(len(wanted)),
+                workers=self._pictures.workers,
+            )
+        )
+
+
+def stress(
+    method: Method,
+    dataset: Dataset,
+    image_size: tuple[int, int],
+    calibration: Calibration,
+    *,
+    device: torch.device,
+    kinds: Sequence[str] = (),
+    seed: int = 0,
+    precision: str = "auto",
+    tiling: Tiling | None = None,
+    progress: Progress | None = None,
+) -> Card:
+    """Score the test pictures of a data set under every corruption.
+
+    Args:
+        method: On ``device`` and in evaluation mode.
+        dataset: Its test pictures are used.
+        image_size: Height and width that pictures and masks are resized to, before they are
+            corrupted.
+        calibration: The thresholds.
+        device: Where the method is.
+        kinds: Of ``mambaad.corruptions.KINDS``; empty means all.
+        seed: Of noise and directions. They are drawn for each file by itself, so a card of some
+            categories has the numbers of a card of all.
+        precision: ``auto``, ``float32`` or ``bf16``.
+        tiling: How pictures are cut into tiles; None: they are not.
+        progress: Called with the number of pictures scored and in all.
+
+    Raises:
+        DatasetError: If there are no test pictures.
+        ImageError: If a picture or mask cannot be read.
+        ConfigError: If there is no such kind.
+    """
+    tests = dataset.select(split="test")
+    if not tests.samples:
+        raise DatasetError(
+            f"no test pictures in {dataset.root}: a card needs good pictures and defective ones "
+            f"(see 'mambaad check {dataset.root}')"
+        )
+    tried = corruptions(kinds)
+    rows: dict[Corruption, dict[str, Outcome]] = {corruption: {} for corruption in tried}
+    done, total = 0, len(tests) * len(tried)
+
+    def score(store: Store) -> NDArray[np.float32]:
+        maps = np.empty((len(store), *store.size), np.float32)
+        parts = batches(method, store, device, precision=precision, tiling=tiling)
+        for indices, _, found in parts:
+            maps[indices] = found
+            if progress is not None:
+                progress(done + int(indices[-1]) + 1, total)
+        return maps
+
+    for category in tests.categories:
+        samples = tests.select(categories=[category]).samples
+        part = _Category(samples, image_size, dataset.root, seed, calibration.threshold(category))
+        for corruption in tried:
+            rows[corruption][category] = part.outcome(corruption, score)
+            done += len(samples)
+    return Card(seed, rows)
+
+
+class _Category:
+    """The test pictures of a category, read once if they fit into memory, and what is known."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        size: tuple[int, int],
+        root: Path,
+        seed: int,
+        threshold: float,
+    ) -> None:
+        fits = len(samples) * size[0] * size[1] * 3 <= PICTURE_SHARE * available_memory()
+        self._store = PictureStore([s.image for s in samples], size, "pictures" if fits else "none")
+        self._masks: Sequence[Mask | None] = read_masks(samples, size) or [None] * len(samples)
+        self._labels = np.array([s.is_anomalous for s in samples])
+        self._threshold = threshold
+        self._files = [_inside(s.image, root) for s in samples]
+        self._seed = seed
+
+    def outcome(self, corruption: Corruption, score: Score) -> Outcome:
+        """Corrupt, score and count."""
+        seeds = [crc32(f"{self._seed} {corruption.kind} {f}".encode()) for f in self._files]
+        maps = score(CorruptedStore(self._store, corruption, seeds))
+        masks = self._moved_masks(corruption, seeds)
+        # a mask that is empty now and was not before: the defect has left the picture
+        pairs = zip(self._masks, masks, strict=True)
+        lost = [b is not None and a is not None and bool(a.any() > b.any()) for a, b in pairs]
+        seen = ~np.array(lost)
+        scores, labels = picture_scores(maps)[seen], self._labels[seen]
+        above = scores.astype(np.float64) > self._threshold
+        marked = [i for i, mask in enumerate(masks) if mask is not None]
+        truth = np.array([mask for mask in masks if mask is not None], dtype=np.bool_)
+        return Outcome(
+            false_alarms=_mean(above[~labels].tolist()),
+            misses=_mean((~above[labels]).tolist()),
+            image_AUROC=_auroc(labels, scores),
+            pixel_AUROC=_auroc(truth.ravel(), maps[marked].ravel()),
+        )
+
+    def _moved_masks(self, corruption: Corruption, seeds: Sequence[int]) -> list[Mask | None]:
+        def move(index: int) -> Mask | None:
+            mask = self._masks[index]
+            return None if mask is None else corruption.mask(mask, seeds[index])
+
+        return map_in_threads(move, range(len(seeds)), workers=worker_count())
+
+
+def _auroc(labels: NDArray[np.bool_], scores: NDArray[np.float32]) -> float:
+    return auroc(labels, scores) if 0 < np.count_nonzero(labels) < len(labels) else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _inside(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def run_stress(
+    run: Path,
+    data: Path | None = None,
+    *,
+    kinds: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    layout: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Card, list[Path]]:
+    """Make a run's card and write ``stress.json`` and ``stress.csv``.
+
+    Args:
+        run: The run folder.
+        data: The data set; None is the run's own.
+        kinds: Of ``mambaad.corruptions.KINDS``; empty means all.
+        categories: Categories to test; empty means those of the run, or all of another data set.
+        layout: Layout of the data set; None is the run's setting.
+        seed: Of noise and directions, at least 0.
+        out: Folder of the results; None is the run folder.
+        device: See ``pick_device``.
+        precision: See ``scoring_precision``. If the thresholds were set in another, a line is
+            logged.
+        progress: Called with the number of pictures scored and in all.
+
+    Returns:
+        The card, and the files written.
+
+    Raises:
+        MambaADError: ConfigError, CheckpointError or DatasetError.
+    """
+    corruptions(kinds)  # a mistake in a name is told before the network is read
+    config, model = load_model(run)
+    target = pick_device(device)
+    used = scoring_precision(precision, config.train.precision, target)
+    calibration = _thresholds(run, used)
+    dataset = _read(run, config, data, categories, layout)
+    card = stress(
+        model.to(target),
+        dataset,
+        config.data.image_size,
+        calibration,
+        device=target,
+        kinds=kinds,
+        seed=seed,
+        precision=used,
+        tiling=config.data.tiling,
+        progress=progress,
+    )
+    found = {"data": str(dataset.root), "data_fingerprint": fingerprint(dataset)}
+    found |= {"precision": used, "threshold_source": calibration.source}
+    about = provenance(config, target, **found)
+    return card, save_card(out or run, card, about)
+
+
+def _thresholds(run: Path, precision: str) -> Calibration:
+    calibration = thresholds_for(run, precision)
+    if calibration is None:
+        raise CheckpointError(
+            f"{run} has no thresholds, and a card counts what is above them; make them with "
+            f"mambaad calibrate {run} DATA"
+        )
+    return calibration
+
+
+def _read(
+    run: Path, config: Config, data: Path | None, categories: Sequence[str], layout: str | None
+) -> Dataset:
+    own = data is None
+    if own and not config.data.root:
+        raise ConfigError(f"{run} knows no data set; give one: mambaad stress {run} DATA")
+    chosen = tuple(categories) or (config.data.categories if own else ())
+    kind = layout or (config.data.layout if own else "auto")
+    dataset = read_dataset(data or config.data.root, kind, chosen)
+    return leave_learned_out(run, config, dataset)
+
+
+def save_card(folder: Path, card: Card, about: Mapping[str, Any]) -> list[Path]:
+    """Write ``stress.json`` and ``stress.csv``: shares in 0..1, what is undefined left empty.
+
+    Args:
+        folder: Usually the run folder.
+        card: What ``stress`` returned.
+        about: Added to the JSON: what the numbers belong to.
+
+    Returns:
+        The files.
+    """
+    rows = [
+        {
+            "corruption": corruption.kind,
+            "strength": corruption.strength,
+            "category": category,
+            **{n: None if math.isnan(v) else v for n, v in asdict(outcome).items()},
+        }
+        for corruption, outcomes in card.rows.items()
+        for category, outcome in [*outcomes.items(), ("mean", card.mean(corruption))]
+    ]
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    files = [folder / "stress.json", folder / "stress.csv"]
+    write_json(files[0], {"seed": card.seed, "rows": rows, "about": dict(about)})
+    write_text(files[1], text.getvalue())
+    return files
+
+
+def card_table(card: Card) -> Table:
+    """Means over categories in percent, and the category that fares worst.
+
+    Worst is the one with the largest sum of false alarms and misses.
+    """
+    table = Table(title=f"mean over categories; percent; seed {card.seed}")
+    table.add_column("corruption")
+    for name in (*NUMBERS, "worst: false alarms", "misses"):
+        table.add_column(name.replace("_alarms", " alarms"), justify="right")
+    table.add_column("category")
+    for corruption, outcomes in card.rows.items():
+        means = asdict(card.mean(corruption)).values()
+        name, worst = max(outcomes.items(), key=lambda item: _errors(item[1]))
+        cells = [*means, worst.false_alarms, worst.misses]
+        shown = ["–" if math.isnan(value) else f"{100 * value:.1f}" for value in cells]
+        table.add_row(escape(corruption.name), *shown, escape(name))
+    return table
+
+
+def _errors(outcome: Outcome) -> float:
+    return sum(v for v in (outcome.false_alarms, outcome.misses) if not math.isnan(v))
