@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mambaad.calibrate import calibrate, load_calibration, manual, save_calibration
+from mambaad.calibrate import (
+    calibrate,
+    load_calibration,
+    manual,
+    precision_note,
+    save_calibration,
+    thresholds_for,
+)
 from mambaad.errors import CheckpointError, ConfigError
 
 
@@ -69,3 +76,33 @@ def test_a_given_threshold_holds_for_every_category() -> None:
 def test_no_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         calibrate([], [], "training pictures")
+
+
+def test_the_precision_is_kept_and_a_difference_is_told_in_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = calibrate([0.1], ["a"], "training pictures", precision="bf16")
+    save_calibration(tmp_path, saved)
+    assert thresholds_for(tmp_path, "bf16") == saved
+    assert not caplog.messages
+    assert thresholds_for(tmp_path, "float32") == saved
+    (line,) = caplog.messages
+    assert line.startswith("the thresholds were set in bf16, and this runs in float32: ")
+    assert "\n" not in line
+    unknown = calibrate([0.1], ["a"], "training pictures")
+    for calibration in (None, unknown, manual(0.5, saved)):
+        assert precision_note(calibration, "float32") is None
+
+
+def test_files_without_a_precision_are_read_and_a_wrong_one_is_refused(tmp_path: Path) -> None:
+    save_calibration(tmp_path, calibrate([0.1], ["a"], "training pictures", precision="float32"))
+    path = tmp_path / "calibration.json"
+    values = json.loads(path.read_text())
+    assert values.pop("precision") == "float32"
+    path.write_text(json.dumps(values))
+    older = load_calibration(tmp_path)
+    assert older is not None
+    assert older.precision is None
+    path.write_text(json.dumps({**values, "precision": "int8"}))
+    with pytest.raises(CheckpointError, match=r"precision must be one of .* or null, got 'int8'"):
+        load_calibration(tmp_path)

@@ -19,7 +19,8 @@ from mambaad.config import ModelConfig
 
 VERBS = (
     "train", "test", "predict", "calibrate", "profile",
-    "check", "synthesize", "demo", "scans", "convert",
+    "check", "datasets", "prepare", "synthesize", "demo", "scans", "convert", "stress",
+    "ablate", "table", "tune",
 )  # fmt: skip
 
 

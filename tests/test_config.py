@@ -18,6 +18,7 @@ from mambaad.config import (
     read_config,
 )
 from mambaad.errors import ConfigError
+from mambaad.tiling import Tiling
 
 
 def test_defaults_are_the_published_ones() -> None:
@@ -76,10 +77,16 @@ def test_bad_model_setting(settings: dict[str, Any], message: str) -> None:
         ({"image_size": 0}, "got 0, 32 is near"),
         ({"image_size": (256, 100)}, r"got \[256, 100\]"),
         ({"image_size": (256, 256, 3)}, "image_size must be one or two multiples"),
+        ({"image_size": 300, "tile": 250}, "tile must be one or two multiples of 32.*got 250"),
+        ({"image_size": (64, 256), "tile": 96}, r"larger than image_size, \[64, 256\]; got \[96"),
+        ({"tile": 0}, "tile must be one or two multiples of 32.*got 0, 32 is near"),
+        ({"tile": 64, "tile_overlap": 0.95}, r"tile_overlap must be a number in \[0.0, 0.9\]"),
         ({"image_size": ()}, "image_size must be one or two multiples"),
         ({"image_size": "256"}, "image_size must be a list of whole numbers"),
         ({"holdout": 1.0}, r"holdout must be a number in \[0.0, 0.9\], got 1.0"),
         ({"holdout": "some"}, "holdout must be a number"),
+        ({"contamination": 0.6}, r"contamination must be a number in \[0.0, 0.5\], got 0.6"),
+        ({"contamination": "auto"}, "contamination must be a number"),
     ],
 )
 def test_bad_data_setting(settings: dict[str, Any], message: str) -> None:
@@ -102,6 +109,7 @@ def test_bad_data_setting(settings: dict[str, Any], message: str) -> None:
         ({"decay_factor": 2}, "decay_factor must be a number"),
         ({"precision": "fp16"}, "precision must be one of"),
         ({"checkpoint_minutes": "10"}, "checkpoint_minutes must be a number"),
+        ({"preset": "cifar"}, "preset must be one of"),
     ],
 )
 def test_bad_train_setting(settings: dict[str, Any], message: str) -> None:
@@ -122,7 +130,12 @@ def test_branches_may_do_without_kernels() -> None:
 
 def test_values_take_their_final_form() -> None:
     data = DataConfig(image_size=64, categories="bottle")  # type: ignore[arg-type]
-    assert data.image_size == (64, 64)
+    assert data.image_size == data.network_size == (64, 64)
+    assert data.tiling is None
+    tiled = DataConfig(image_size=(500, 700), tile=96)  # type: ignore[arg-type]
+    assert tiled.network_size == tiled.tile == (96, 96)
+    assert tiled.tiling == Tiling((500, 700), (96, 96), 0.25)
+    assert DataConfig.from_mapping(tiled.to_mapping()) == tiled
     assert data.categories == ("bottle",)
     assert ModelConfig(depths=[1, 2, 3, 4]).depths == (1, 2, 3, 4)  # type: ignore[arg-type]
 

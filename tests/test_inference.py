@@ -16,12 +16,14 @@ from mambaad.data import PictureStore
 from mambaad.data.tensors import normalise, to_tensor
 from mambaad.errors import ConfigError, ImageError
 from mambaad.inference import (
+    Normaliser,
     Scorer,
     batch_size_for,
     batches,
     exact_float32,
     picture_scores,
     score_pictures,
+    scoring_precision,
 )
 from mambaad.model import MambaAD, build
 
@@ -194,3 +196,57 @@ def test_float32_on_cuda_is_float32_whatever_the_program_asked_for(products: str
             assert torch.get_float32_matmul_precision() == products
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def every_value() -> Tensor:
+    """All 256 values in all three channels, uint8 (1, 16, 16, 3)."""
+    return torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).repeat(1, 1, 1, 3)
+
+
+def test_normalising_at_once_gives_the_same_values() -> None:
+    pictures = every_value()
+    expected = normalise(pictures)
+    with torch.autocast("cpu", torch.bfloat16):  # as in use; it must not narrow the sum
+        wide = Normaliser(CPU, torch.float32)(pictures)
+        narrow = Normaliser(CPU, torch.bfloat16)(pictures)
+    torch.testing.assert_close(wide, expected, rtol=0, atol=5e-7)
+    assert torch.equal(narrow, expected.bfloat16())
+    assert wide.shape == expected.shape
+    assert narrow.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts a GPU's kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalising_at_once_is_one_kernel(dtype: torch.dtype) -> None:
+    pictures = every_value().cuda()
+    at_once = Normaliser(pictures.device, dtype)
+    torch.testing.assert_close(at_once(pictures), normalise(pictures).to(dtype), rtol=0, atol=5e-7)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        at_once(pictures)
+        torch.cuda.synchronize()
+    assert len([e for e in seen.events() if e.device_type.name == "CUDA"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "device", "expected"),
+    [
+        (None, "bf16", "cpu", "float32"),
+        (None, "bf16", "cuda", "bf16"),
+        (None, "float32", "cuda", "float32"),
+        ("auto", "bf16", "cpu", "float32"),
+        ("bf16", "float32", "cpu", "bf16"),
+        ("float32", "bf16", "cuda", "float32"),
+    ],
+)
+def test_what_a_run_is_scored_in(
+    asked: str | None, trained: str, device: str, expected: str
+) -> None:
+    assert scoring_precision(asked, trained, torch.device(device)) == expected
+
+
+def test_auto_asks_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for has_bf16, expected in ((True, "bf16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, h=has_bf16, **__: h)
+        assert scoring_precision("auto", "float32", gpu) == expected
+        assert scoring_precision(None, "auto", gpu) == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,22 @@ def test_precision_is_the_runs_on_a_gpu_only(tiny_run: Path) -> None:
         torch.device("cpu"),
     )
     assert rough.scorer.precision == "float32"
-    assert Detector.load(tiny_run, device="cpu", precision="bf16").scorer.precision == "bf16"
+    assert mambaad.load(tiny_run, device="cpu", precision="bf16").scorer.precision == "bf16"
     with pytest.raises(ConfigError, match="precision must be auto, float32 or bf16, got 'half'"):
         Detector.load(tiny_run, device="cpu", precision="half")
+
+
+def test_thresholds_of_another_precision_are_told_once(
+    tiny_run: Path, tiny_data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tiny_data / "metal" / "test" / "good" / "000.png"
+    narrow = mambaad.load(tiny_run, device="cpu", precision="bf16")
+    assert narrow.calibration is not None
+    narrow.calibration = replace(narrow.calibration, precision="bf16")
+    narrow.predict(path)
+    assert not caplog.messages
+    narrow.calibration = replace(narrow.calibration, precision="float32")
+    for _ in range(2):
+        narrow.predict(path)
+    (line,) = caplog.messages
+    assert "set in float32, and this runs in bf16" in line

@@ -14,8 +14,18 @@ from mambaad.cli import main
 from mambaad.config import Config, ModelConfig
 from mambaad.counting import count_parts, sum_counts
 from mambaad.errors import CheckpointError, ConfigError
+from mambaad.inference import Scorer
+from mambaad.measure import WARM_UP
 from mambaad.model import MambaAD, build
-from mambaad.profile import Cost, Profile, predict, profile_notes, profile_table, run_profile
+from mambaad.profile import (
+    Cost,
+    Profile,
+    _way,
+    predict,
+    profile_notes,
+    profile_table,
+    run_profile,
+)
 
 PARTS = ["encoder", "neck", "decoder 2x2", "decoder 4x4", "decoder 8x8", "decoder 16x16", "maps"]
 
@@ -31,7 +41,8 @@ def profile_of(costs: tuple[Cost, ...]) -> Profile:
     with torch.device("meta"):
         counts = count_parts(build(config.model), 64, 64)
     about = {"device": "a chip", "repeats": 5}
-    return Profile(about, config, 4, "bf16", tuple(counts), costs, (1.5, 2.0, 2.5))
+    times = (1.5, 2.0, 2.5)
+    return Profile(about, config, 4, "bf16", tuple(counts), costs, times, "a graph")
 
 
 def test_a_run_from_the_command_line(
@@ -42,7 +53,7 @@ def test_a_run_from_the_command_line(
     assert command(tiny_run, "--batch-size", 2, "--device", "cpu", "--json", file) == 0
     shown = capsys.readouterr().out
     assert all(part in shown for part in [*PARTS, "in all"])
-    assert "peak memory: not measured" in shown
+    assert "the whole ran as the network as it is, the parts above" in shown
     found = json.loads(file.read_text())
     assert list(found["parts"]) == PARTS
     assert (found["batch_size"], found["precision"], found["image_size"]) == (
@@ -59,7 +70,11 @@ def test_a_run_from_the_command_line(
         assert found["parts"]["maps"][name] is None
         assert found["all"][name] == sum(p[name] for p in parts[:-1])
     assert sum(p["share"] for p in parts) == pytest.approx(1)
-    assert all(p["ms"] > 0 and p["peak_bytes"] is None for p in parts)
+    assert all(p["ms"] > 0 for p in parts)
+    weights = 4 * (found["all"]["trainable"] + found["all"]["frozen"])
+    assert all(weights < p["peak_bytes"] < 3 * weights for p in parts)
+    assert found["all"]["peak_bytes"] == max(p["peak_bytes"] for p in parts)
+    assert len({p["peak_bytes"] for p in parts}) > 3
     assert [p["scan_ms"] > 0 for p in parts] == [False, False, True, True, True, True, False]
     whole = found["prediction"]
     assert 0 < whole["lower_quartile"] <= whole["ms"] <= whole["upper_quartile"]
@@ -167,7 +182,29 @@ def test_the_table_adds_up() -> None:
     notes = "\n".join(profile_notes(found))
     assert "device: a chip" in notes
     assert "2.00 ms a batch (1.50 to 2.50, quartiles of 5 runs), 2000.0 images/s" in notes
-    assert "peak memory: 5 MiB" in notes
+    assert "the whole ran as a graph, the parts above one by one and eagerly: 18.00 ms" in notes
+    assert "in all, 9.0 times as long" in notes
+    assert "peak memory of the parts: 5 MiB" in notes
+
+
+def test_the_whole_is_timed_as_predictions_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = Scorer.on_device
+
+    def watched(self: Scorer, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(self.precision)
+        return original(self, images)
+
+    monkeypatch.setattr(Scorer, "on_device", watched)
+    chosen = {"model.encoder": "filterbank", "model.branches": "local", "data.image_size": 32}
+    run_profile(None, chosen, device="cpu", precision="bf16", repeats=2)
+    assert calls == ["bf16"] * (WARM_UP + 2)
+
+
+def test_how_the_whole_runs_is_said() -> None:
+    assert _way(torch.device("cpu"), "bf16") == "the network as it is"
+    assert _way(torch.device("cuda"), "float32") == "a CUDA graph of the network"
+    assert _way(torch.device("cuda"), "bf16") == "a CUDA graph of a bf16 copy with folded norms"
 
 
 def test_mistakes_are_one_line_and_status_2(

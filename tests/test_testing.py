@@ -56,6 +56,27 @@ def test_a_run_can_be_calibrated_afterwards(
     found = calibrate_run(copy, tiny_data, quantile=0.5, device="cpu")
     assert {n: t.pictures for n, t in found.categories.items()} == {"metal": 6, "wood": 6}
     assert load_calibration(copy) == found
+    assert found.precision == "float32"
     highest = calibrate_run(copy, tiny_data, quantile=1, device="cpu")
     assert highest.threshold("metal") == highest.categories["metal"].maximum
     assert highest.threshold("metal") > found.threshold("metal")
+
+
+def test_the_precision_is_chosen_and_recorded(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    narrow = calibrate_run(copy, tiny_data, quantile=1, device="cpu", precision="bf16")
+    assert narrow.precision == "bf16"
+    wide = calibrate_run(copy, tiny_data, quantile=1, device="cpu", precision="float32")
+    change = narrow.overall.threshold / wide.overall.threshold - 1
+    assert 0 < abs(change) < 0.02
+    run_test(copy, categories=["wood"], device="cpu")
+    assert not caplog.messages
+    _, files = run_test(copy, categories=["wood"], device="cpu", precision="bf16")
+    assert json.loads(files[0].read_text())["about"]["precision"] == "bf16"
+    (line,) = caplog.messages
+    assert "set in float32, and this runs in bf16" in line
+    with pytest.raises(ConfigError, match="precision must be auto, float32 or bf16, got 'half'"):
+        run_test(copy, device="cpu", precision="half")

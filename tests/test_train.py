@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,10 @@ from mambaad.errors import (
     TrainingError,
 )
 from mambaad.model import MambaAD
+from mambaad.splits import split_holdout
 from mambaad.steplog import StepLog
 from mambaad.steps import LaterStep, Ring
-from mambaad.train import Observer, split_holdout, train
+from mambaad.train import Observer, train
 
 
 @pytest.mark.parametrize("cache", ["features", "pictures", "none"])
@@ -123,24 +123,6 @@ def test_other_settings_cannot_be_resumed_with(tiny_config: Config, tmp_path: Pa
         train(other, tmp_path, device="cpu", resume=True)
 
 
-def test_holdout_is_drawn_by_category_and_seed(tiny_config: Config, tiny_data: Path) -> None:
-    dataset = read_dataset(tiny_data)
-    many = replace(dataset, samples=dataset.samples * 6)  # 36 training pictures a category
-    none = split_holdout(many, tiny_config)
-    assert (len(none[0]), len(none[1])) == (72, 0)  # the MVTec layout holds none out by itself
-    config = tiny_config.override({"data.holdout": 0.25})
-    chosen, held_out = split_holdout(many, config)
-    assert [s.category for s in held_out] == ["metal"] * 9 + ["wood"] * 9
-    assert len(chosen) == 54
-    assert split_holdout(many, config) == (chosen, held_out)
-    other = config.override({"train.seed": 1})
-    assert split_holdout(many, other)[1] != held_out
-    few = replace(dataset, samples=dataset.samples * 4, layout="folder")
-    assert split_holdout(few, tiny_config)[1] == []  # a tenth of 24 would be two
-    folder = replace(many, layout="folder")
-    assert len(split_holdout(folder, tiny_config)[1]) == 8  # a tenth of 36, twice
-
-
 def test_held_out_pictures_make_the_thresholds(tiny_config: Config, tmp_path: Path) -> None:
     synthesize(tmp_path / "data", size=64, train=12, good=1, defective=1, categories=("metal",))
     config = tiny_config.override({"data.root": str(tmp_path / "data"), "data.holdout": 0.25})
@@ -159,6 +141,7 @@ def test_the_run_folder_says_where_it_comes_from(tiny_run: Path) -> None:
     assert record["categories"] == ["metal", "wood"]
     assert len(record["data_fingerprint"]) == 64
     assert record["training_pictures"] == 12
+    assert (record["contamination"], record["preset"]) == ([], None)
     values = json.loads((tiny_run / "calibration.json").read_text())
     assert values["source"] == "training pictures"
     assert sorted(p.name for p in tiny_run.iterdir()) == [

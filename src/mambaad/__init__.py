@@ -51,11 +51,11 @@ _HOMES = {
 }
 
 
-def load(run: Path | str, *, device: str = "auto") -> Detector:
+def load(run: Path | str, *, device: str = "auto", precision: str | None = None) -> Detector:
     """The detector of a run folder; see ``Detector.load``."""
     from mambaad.predict import Detector
 
-    return Detector.load(run, device=device)
+    return Detector.load(run, device=device, precision=precision)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ which pictures it comes from. Test pictures are never used.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +32,10 @@ Source = Literal[
 ]
 
 QUANTILE = 0.99
+
+PRECISIONS = ("float32", "bf16")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ class Calibration:
     categories: Mapping[str, Threshold]
     """By category."""
 
+    precision: str | None = None
+    """``float32`` or ``bf16``: what the scores were computed in; None if that is not known."""
+
     def threshold(self, category: str | None = None) -> float:
         """The threshold of a category; the overall one if it is None or not known."""
         found = self.categories.get(category) if category is not None else None
@@ -77,6 +85,8 @@ def calibrate(
     categories: Sequence[str],
     source: Source,
     quantile: float = QUANTILE,
+    *,
+    precision: str | None = None,
 ) -> Calibration:
     """Make thresholds from the scores of good pictures.
 
@@ -89,6 +99,7 @@ def calibrate(
         categories: (n,), their categories.
         source: Which pictures they are.
         quantile: In 0..1.
+        precision: ``float32`` or ``bf16``: what the scores were computed in; None: not known.
 
     Raises:
         ValueError: If there are no scores.
@@ -102,7 +113,7 @@ def calibrate(
     }
     highest = max(t.threshold for t in by_category.values())
     overall = Threshold(highest, len(values), float(values.mean()), float(values.max()))
-    return Calibration(source, quantile, overall, by_category)
+    return Calibration(source, quantile, overall, by_category, precision)
 
 
 def manual(
@@ -152,12 +163,43 @@ def load_calibration(run: Path) -> Calibration | None:
             quantile=float(values["quantile"]),
             overall=_read(values["overall"]),
             categories={name: _read(v) for name, v in values["categories"].items()},
+            precision=_read_precision(values.get("precision")),  # older files have none
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not a calibration file ({type(error).__name__}: {error}); mend it, "
             "or remove it and predict with --threshold"
         ) from error
+
+
+def precision_note(calibration: Calibration | None, precision: str) -> str | None:
+    """One line if scores in ``precision`` are held against thresholds of another; else None."""
+    if calibration is None or calibration.precision in (None, precision):
+        return None
+    return (
+        f"the thresholds were set in {calibration.precision}, and this runs in {precision}: scores "
+        "differ by up to 1 % or so, and a picture close to a threshold may be decided otherwise; "
+        f"take --precision {calibration.precision}, or set them anew with mambaad calibrate"
+    )
+
+
+def thresholds_for(run: Path, precision: str) -> Calibration | None:
+    """``load_calibration``; logs ``precision_note`` if there is one.
+
+    Raises:
+        CheckpointError: See ``load_calibration``.
+    """
+    calibration = load_calibration(run)
+    note = precision_note(calibration, precision)
+    if note is not None:
+        _log.warning("%s", note)
+    return calibration
+
+
+def _read_precision(value: Any) -> str | None:
+    if value is None or value in PRECISIONS:
+        return None if value is None else str(value)
+    raise ValueError(f"precision must be one of {list(PRECISIONS)} or null, got {value!r}")
 
 
 def _read(values: Mapping[str, Any]) -> Threshold:

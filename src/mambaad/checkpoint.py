@@ -36,6 +36,9 @@ from mambaad.model import MambaAD, build
 CONFIG, MODEL, STATE = "config.toml", "model.safetensors", "state.safetensors"
 PROVENANCE, CALIBRATION, METRICS = "provenance.json", "calibration.json", "metrics.jsonl"
 
+LONGEST_CAUSE = 160
+"""Characters of torch's reason why weights do not fit that are shown."""
+
 
 def save_config(run: Path, config: Config) -> None:
     """Write the settings of a run."""
@@ -81,6 +84,8 @@ def load_model(run: Path) -> tuple[Config, MambaAD]:
         model.load_state_dict(state)
     except RuntimeError as error:
         cause = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        if len(cause) > LONGEST_CAUSE:  # torch names every key
+            cause = cause[:LONGEST_CAUSE] + " ..."
         raise CheckpointError(f"{run / MODEL} does not fit {run / CONFIG}: {cause}") from error
     return config, model.eval()
 

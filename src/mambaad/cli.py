@@ -20,11 +20,18 @@ from mambaad.options import (
     ImageSize,
     JsonOut,
     LayoutName,
+    Precision,
+    Preset,
     Run,
     Settings,
+    Tile,
     parse_size,
 )
 from mambaad.tools import check, convert, demo, scans, synthesize
+from mambaad.tools_data import datasets, prepare
+from mambaad.tools_stress import stress
+from mambaad.tools_studies import ablate, table
+from mambaad.tools_tune import tune
 
 app = typer.Typer(
     help="Find defects in pictures of many products, learned from good pictures only.",
@@ -74,6 +81,7 @@ def train(
     data: Annotated[Path | None, typer.Argument(help="Folder of the data set.")] = None,
     out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("runs/mambaad"),
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
+    preset: Preset = None,
     settings: Settings = None,
     encoder: Annotated[str | None, typer.Option(help="timm name, or filterbank.")] = None,
     encoder_weights: Annotated[
@@ -83,12 +91,13 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     image_size: ImageSize = None,
     category: Categories = None,
-    layout: Annotated[str | None, typer.Option(help="auto, mvtec or folder.")] = None,
+    layout: Annotated[str | None, typer.Option(help="auto, or one of 'mambaad datasets'.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and order.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bf16.")] = None,
     cache: Annotated[
         str | None, typer.Option(help="auto, features, pictures, disk or none.")
     ] = None,
+    tile: Tile = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log there.")] = False,
@@ -100,13 +109,14 @@ def train(
         "data.categories": category or None,
         "data.image_size": None if image_size is None else parse_size(image_size),
         "data.cache": cache,
+        "data.tile": None if tile is None else parse_size(tile),
         "model.encoder": encoder,
         "train.epochs": epochs,
         "train.batch_size": batch_size,
         "train.seed": seed,
         "train.precision": precision,
     }
-    chosen = _train_config(out, config, settings or [], flags, encoder_weights, resume)
+    chosen = _train_config(out, config, preset, settings or [], flags, encoder_weights, resume)
     from mambaad.display import TrainDisplay
     from mambaad.train import train as run_training
 
@@ -132,18 +142,20 @@ def train(
 def _train_config(
     out: Path,
     file: Path | None,
+    preset: str | None,
     settings: list[str],
     flags: dict[str, Any],
     weights: Path | None,
     resume: bool,
 ) -> Any:
     from mambaad.checkpoint import load_config
-    from mambaad.config import Config, parse_setting, read_config
+    from mambaad.config import parse_setting
+    from mambaad.presets import configure
 
     flags = {name: value for name, value in flags.items() if value is not None}
     if resume:
         root = flags.pop("data.root", None)
-        if flags or settings or file or weights:
+        if flags or settings or file or preset or weights:
             raise ConfigError("--resume takes its settings from the run; give only --out and DATA")
         config = load_config(out)
         if (
@@ -152,8 +164,7 @@ def _train_config(
         ):
             raise ConfigError(f"the run in {out} is of {config.data.root}, not of {root}")
         return config
-    config = read_config(file) if file is not None else Config()
-    config = config.override({**dict(parse_setting(s) for s in settings), **flags})
+    config = configure(file, {**dict(parse_setting(s) for s in settings), **flags}, preset)
     if not config.data.root:
         raise ConfigError("which pictures? Give the folder of a data set: mambaad train DATA")
     return config.override({"data.root": str(Path(config.data.root).expanduser().absolute())})
@@ -166,11 +177,13 @@ def evaluate_command(
         Path | None, typer.Argument(help="Another data set than the run's own.")
     ] = None,
     protocol: Annotated[str, typer.Option(help="exact, or ader for the paper's tables.")] = "exact",
+    metrics: Annotated[str, typer.Option(help="exact, streaming, or auto: by size.")] = "auto",
     pro_limit: Annotated[float, typer.Option(help="Highest false positive rate of AUPRO.")] = 0.3,
     category: Categories = None,
-    layout: Annotated[str | None, typer.Option(help="auto, mvtec or folder.")] = None,
+    layout: Annotated[str | None, typer.Option(help="auto, or one of 'mambaad datasets'.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; the run.")] = None,
     device: Device = "auto",
+    precision: Precision = None,
 ) -> None:
     """Evaluate RUN on the test pictures and write its report."""
     from mambaad.display import metrics_table, progress_bar, show
@@ -181,11 +194,13 @@ def evaluate_command(
             run,
             data,
             protocol=protocol,
+            metrics=metrics,
             pro_limit=pro_limit,
             categories=category or (),
             layout=layout,
             out=out,
             device=device,
+            precision=precision,
             progress=progress,
         )
     show(metrics_table(evaluation))
@@ -202,6 +217,7 @@ def predict(
     heatmaps: Annotated[bool, typer.Option(help="Draw heat maps.")] = True,
     maps: Annotated[bool, typer.Option("--maps", help="Also write raw maps (.npy).")] = False,
     device: Device = "auto",
+    precision: Precision = None,
 ) -> None:
     """Score pictures: a table, a JSON line each, and heat maps."""
     from mambaad.calibrate import manual
@@ -209,7 +225,7 @@ def predict(
     from mambaad.predict import Detector, find_pictures, predict_files
 
     files = find_pictures(paths, leave_out=out)
-    detector = Detector.load(run, device=device)
+    detector = Detector.load(run, device=device, precision=precision)
     if threshold is not None:
         detector.calibration = manual(threshold, detector.calibration, category)
     display = PredictDisplay()
@@ -232,6 +248,7 @@ def calibrate(
     ] = 0.99,
     layout: LayoutName = "auto",
     device: Device = "auto",
+    precision: Precision = None,
 ) -> None:
     """Set RUN's thresholds anew, on the good pictures of DATA."""
     from mambaad.display import progress_bar
@@ -239,7 +256,13 @@ def calibrate(
 
     with progress_bar("calibrating") as progress:
         found = calibrate_run(
-            run, data, quantile=quantile, layout=layout, device=device, progress=progress
+            run,
+            data,
+            quantile=quantile,
+            layout=layout,
+            device=device,
+            precision=precision,
+            progress=progress,
         )
     for name, threshold in found.categories.items():
         print(f"{name}: threshold {threshold.threshold:.4f} from {threshold.pictures} pictures")
@@ -264,8 +287,9 @@ def profile(
 ) -> None:
     """Say where RUN's parameters, multiply-adds, time and memory are, part by part.
 
-    Times are medians of repeated eager runs on random pictures, after a warm-up. The time of a
-    stage's scans is that of one block's scan, run alone on random pixels, times the blocks.
+    Times are medians of repeated runs on random pictures, after a warm-up: of the parts eagerly, of
+    the whole as predictions run, on a GPU by a CUDA graph. The time of a stage's scans is that of
+    one block's scan, run alone on random pixels, times the blocks.
     """
     from mambaad.config import parse_setting
     from mambaad.display import progress_bar, show
@@ -290,7 +314,9 @@ def profile(
         write_json(json_out, found.to_mapping())
 
 
-for verb in (check, synthesize, demo, scans, convert):
+for verb in (
+    check, synthesize, demo, scans, convert, stress, datasets, prepare, ablate, table, tune,
+):  # fmt: skip
     app.command()(verb)
 
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from mambaad.checks import as_integers, as_size, check_choice, check_range, check_type
 from mambaad.errors import ConfigError
+from mambaad.layout_names import Layout
+from mambaad.tiling import Tiling
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,9 +25,9 @@ else:  # pragma: no cover - the same module under its older name
 
 ScanMethod = Literal["sweep", "scan", "zorder", "zigzag", "hilbert"]
 Branches = Literal["both", "local", "global"]
-Layout = Literal["auto", "mvtec", "folder"]
 Cache = Literal["auto", "features", "pictures", "disk", "none"]
 Precision = Literal["auto", "float32", "bf16"]
+PresetName = Literal["mvtec-ad", "visa", "real-iad", "mvtec-3d", "uni-medical", "coco-ad"]
 
 TOTAL_STRIDE = 32
 """The encoder's last map has stride 16 and the bottleneck halves it once more."""
@@ -101,11 +104,11 @@ class ModelConfig(_Table):
     """Stochastic depth of the deepest LSS; falls linearly to 0."""
 
     def __post_init__(self) -> None:
-        _check_type("encoder", self.encoder, str)
+        check_type("encoder", self.encoder, str)
         if not self.encoder:
             raise ConfigError("encoder must be a name, such as 'resnet34'; got ''")
-        self._set("depths", _integers("depths", self.depths))
-        self._set("kernels", _integers("kernels", self.kernels))
+        self._set("depths", as_integers("depths", self.depths))
+        self._set("kernels", as_integers("kernels", self.kernels))
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ConfigError(
                 "depths must be four positive numbers, coarsest stage first; "
@@ -114,7 +117,7 @@ class ModelConfig(_Table):
         self._check_scan()
         per_lss = self.hss_per_lss
         if per_lss is not None:
-            _check_type("hss_per_lss", per_lss, int)
+            check_type("hss_per_lss", per_lss, int)
             bad = [d for d in self.depths if per_lss < 1 or d % per_lss]
             if bad:
                 raise ConfigError(
@@ -126,17 +129,17 @@ class ModelConfig(_Table):
             raise ConfigError(
                 f"kernels must be different sizes from 1, 3, 5 and 7; got {list(self.kernels)}"
             )
-        _check_type("pointwise", self.pointwise, bool)
-        _check_type("residual", self.residual, bool)
-        _check_choice("branches", self.branches, Branches)
+        check_type("pointwise", self.pointwise, bool)
+        check_type("residual", self.residual, bool)
+        check_choice("branches", self.branches, Branches)
         if self.branches != "global" and not self.kernels:
             raise ConfigError(f"branches={self.branches!r} needs at least one size in kernels")
-        _check_range("drop_path", self.drop_path, 0.0, 1.0, high_open=True)
+        check_range("drop_path", self.drop_path, 0.0, 1.0, high_open=True)
 
     def _check_scan(self) -> None:
         methods = get_args(ScanMethod)
         if isinstance(self.scan, str):
-            _check_choice("scan", self.scan, ScanMethod)
+            check_choice("scan", self.scan, ScanMethod)
             if self.directions not in (2, 4, 8, "distinct"):
                 raise ConfigError(
                     f"directions must be 2, 4, 8 or 'distinct'; got {self.directions!r}"
@@ -169,7 +172,7 @@ class DataConfig(_Table):
     """Which pictures, and how they are prepared."""
 
     root: str = ""
-    """Folder of the data set."""
+    """Folder of the data set, or a file that lists its pictures (CSV, ADer's JSON, TOML)."""
 
     layout: Layout = "auto"
     """How the folder is laid out; ``auto`` looks."""
@@ -178,7 +181,16 @@ class DataConfig(_Table):
     """Categories to use; empty means all of them."""
 
     image_size: tuple[int, int] = (256, 256)
-    """Height and width that pictures are resized to, multiples of 32. One number means a square."""
+    """Height and width that pictures are resized to, multiples of 32 unless there is ``tile``. One
+    number means a square."""
+
+    tile: tuple[int, int] | None = None
+    """Height and width, multiples of 32, of the overlapping tiles that a picture of ``image_size``
+    is cut into. Each is a training picture; their maps are blended into the picture's. One number
+    means a square. None: the network gets whole pictures."""
+
+    tile_overlap: float = 0.25
+    """Share of a tile's side that neighbouring tiles have in common."""
 
     cache: Cache = "auto"
     """Where prepared pictures are kept between epochs: ``features`` (the frozen encoder's maps) or
@@ -190,27 +202,43 @@ class DataConfig(_Table):
     tenth for the ``folder`` layout, none for a benchmark's, whose protocol trains on all. A
     category keeps all its pictures where the share would be fewer than three."""
 
+    contamination: float = 0.0
+    """Share of each category's training pictures that are defective ones of its test, which leave
+    the test; for studies, see ``mambaad.data.contamination``."""
+
     def __post_init__(self) -> None:
         self._set("root", str(self.root))
-        _check_choice("layout", self.layout, Layout)
+        check_choice("layout", self.layout, Layout)
         names = self.categories
         if isinstance(names, (str, int)):
             names = (str(names),)
         if not isinstance(names, Sequence) or not all(isinstance(n, (str, int)) for n in names):
             raise ConfigError(f"categories must be a list of names, got {names!r}")
         self._set("categories", tuple(str(n) for n in names))
-        size = self.image_size
-        pair = (size, size) if isinstance(size, int) else _integers("image_size", size)
-        if len(pair) != 2 or min(pair) < TOTAL_STRIDE or any(s % TOTAL_STRIDE for s in pair):
-            near = max(TOTAL_STRIDE, round(pair[0] / TOTAL_STRIDE) * TOTAL_STRIDE) if pair else 256
-            raise ConfigError(
-                f"image_size must be one or two multiples of {TOTAL_STRIDE} (the encoder's stride "
-                f"with the bottleneck's); got {_plain(size)}, {near} is near"
-            )
-        self._set("image_size", pair)
-        _check_choice("cache", self.cache, Cache)
+        multiple = 1 if self.tile else TOTAL_STRIDE
+        self._set("image_size", as_size("image_size", self.image_size, multiple))
+        if self.tile is not None:
+            self._set("tile", as_size("tile", self.tile, TOTAL_STRIDE))
+            if any(t > s for t, s in zip(self.tile, self.image_size, strict=True)):
+                raise ConfigError(
+                    f"tile must not be larger than image_size, {list(self.image_size)}; got "
+                    f"{list(self.tile)}"
+                )
+        check_range("tile_overlap", self.tile_overlap, 0.0, 0.9)
+        check_choice("cache", self.cache, Cache)
         if self.holdout != "auto":
-            _check_range("holdout", self.holdout, 0.0, 0.9)
+            check_range("holdout", self.holdout, 0.0, 0.9)
+        check_range("contamination", self.contamination, 0.0, 0.5)
+
+    @property
+    def network_size(self) -> tuple[int, int]:
+        """Height and width of what the network gets: a tile, or a whole picture."""
+        return self.tile or self.image_size
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How pictures are cut into tiles; None if they are not."""
+        return self.tile and Tiling(self.image_size, self.tile, self.tile_overlap)
 
 
 @dataclass(frozen=True)
@@ -253,21 +281,26 @@ class TrainConfig(_Table):
     checkpoint_minutes: float = 10.0
     """Time between two checkpoints to resume from."""
 
+    preset: PresetName | None = None
+    """Benchmark whose recipe ``mambaad train`` put in where nothing was set."""
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            _check_type(name, getattr(self, name), int)
+            check_type(name, getattr(self, name), int)
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
-        _check_type("seed", self.seed, int)
-        _check_range("seed", self.seed, 0, 2**63 - 1)
-        _check_range("learning_rate", self.learning_rate, 0.0, 10.0, low_open=True)
-        _check_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        _check_range("loss_weight", self.loss_weight, 0.0, 1e6, low_open=True)
-        _check_range("clip_norm", self.clip_norm, 0.0, 1e9)
-        _check_range("decay_at", self.decay_at, 0.0, 1.0)
-        _check_range("decay_factor", self.decay_factor, 0.0, 1.0)
-        _check_choice("precision", self.precision, Precision)
-        _check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, 1e6)
+        check_type("seed", self.seed, int)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("learning_rate", self.learning_rate, 0.0, 10.0, low_open=True)
+        check_range("weight_decay", self.weight_decay, 0.0, 10.0)
+        check_range("loss_weight", self.loss_weight, 0.0, 1e6, low_open=True)
+        check_range("clip_norm", self.clip_norm, 0.0, 1e9)
+        check_range("decay_at", self.decay_at, 0.0, 1.0)
+        check_range("decay_factor", self.decay_factor, 0.0, 1.0)
+        check_choice("precision", self.precision, Precision)
+        check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, 1e6)
+        if self.preset is not None:
+            check_choice("preset", self.preset, PresetName)
 
 
 @dataclass(frozen=True)
@@ -321,14 +354,17 @@ class Config:
         return type(self).from_mapping(document)
 
 
-def read_config(path: Path) -> Config:
-    """Read a TOML file of settings.
+def read_config(path: Path, base: Config | None = None) -> Config:
+    """Read a TOML file of settings; what it does not set is as in ``base``, or as by default.
 
     Raises:
         ConfigError: If the file is missing, is not TOML, or a setting is unknown or does not fit.
     """
     try:
-        return Config.from_mapping(tomllib.loads(path.read_text(encoding="utf-8")))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = Config.from_mapping(document)
+        named = {f"{t}.{key}": v for t, table in document.items() for key, v in table.items()}
+        return config if base is None else base.override(named)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the settings file {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
@@ -361,40 +397,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, tuple) else value
-
-
-def _check_type(name: str, value: object, kind: type) -> None:
-    if type(value) is not kind:
-        raise ConfigError(f"{name} must be {kind.__name__}, got {value!r}")
-
-
-def _check_choice(name: str, value: object, choices: object) -> None:
-    if value not in get_args(choices):
-        raise ConfigError(f"{name} must be one of {list(get_args(choices))}, got {value!r}")
-
-
-def _check_range(
-    name: str,
-    value: object,
-    low: float,
-    high: float,
-    *,
-    low_open: bool = False,
-    high_open: bool = False,
-) -> None:
-    inside = (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and low <= value <= high
-        and not (low_open and value == low)
-        and not (high_open and value == high)
-    )
-    if not inside:
-        left, right = "(" if low_open else "[", ")" if high_open else "]"
-        raise ConfigError(f"{name} must be a number in {left}{low}, {high}{right}, got {value!r}")
-
-
-def _integers(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, (list, tuple)) or any(type(v) is not int for v in value):
-        raise ConfigError(f"{name} must be a list of whole numbers, got {value!r}")
-    return tuple(value)

@@ -187,7 +187,9 @@ class PredictDisplay:
 
 def metrics_table(evaluation: Evaluation) -> Table:
     """The metrics in percent, with false alarms and misses at the run's thresholds."""
-    table = Table(title=f"protocol {evaluation.protocol}; percent")
+    way = evaluation.mean.method
+    how = "" if way == "exact" else f", pixel metrics {way}"
+    table = Table(title=f"protocol {evaluation.protocol}{how}; percent")
     table.add_column("category")
     for name in FIELDS:
         table.add_column(name, justify="right")
@@ -210,6 +212,10 @@ def metrics_table(evaluation: Evaluation) -> Table:
         if undefined:
             reasons = escape(f"{name}: {'; '.join(sorted(undefined))}\n")
             table.caption = f"{table.caption or ''}{reasons}"
+    for name, result in evaluation.categories.items():
+        if result.sample_auroc is not None:
+            views = escape(f"{name}: sample AUROC {100 * result.sample_auroc:.1f}\n")
+            table.caption = f"{table.caption or ''}{views}"
     return table
 
 

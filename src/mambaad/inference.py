@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mambaad.data.cache import PictureStore, Progress
+from mambaad.blend import Blend
+from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
+from mambaad.data.cache import Progress, Store
 from mambaad.data.tensors import normalise
 from mambaad.devices import autocast, resolve_precision
 from mambaad.model.fold import inference_copy
@@ -26,9 +28,11 @@ from mambaad.model.mambaad import MambaAD
 from mambaad.model.warmup import warm_up
 from mambaad.pipeline import ahead
 from mambaad.replay import Function, Replay
+from mambaad.tiling import Tiling
 
 LARGE = 512 * 512
-"""Pixels of a picture above which a GPU gets half as many at once."""
+"""Pixels of a picture above which a GPU gets half as many at once. A batch has no more pixels than
+the largest one of such pictures, or a single picture."""
 
 IN_FLIGHT = 2
 """Batches that are on their way through the GPU while the next one is prepared."""
@@ -47,6 +51,27 @@ class Method(Protocol):
         ...
 
 
+class Normaliser:
+    """``normalise`` as x · scale + shift: one kernel on a GPU instead of five.
+
+    In float32 the result differs from that of ``normalise`` by rounding, at most 5e-7; in bf16 it
+    is the same for each of the 256 values.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Args: device of the pictures; dtype of the result, float32 or a narrower one."""
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (IMAGENET_MEAN, IMAGENET_STD))
+        self._scale = (1 / (255 * std)).view(3, 1, 1).to(device, torch.float32)
+        self._shift = (-mean / std).view(3, 1, 1).to(device, torch.float32)
+        self._dtype = dtype
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Args: pictures uint8 (B, H, W, 3). Returns: (B, 3, H, W), channels last in memory."""
+        x = pictures.permute(0, 3, 1, 2)
+        y = torch.empty_like(x, dtype=self._dtype)
+        return torch.addcmul(self._shift, x, self._scale, out=y)
+
+
 class Scorer:
     """A method on a device, ready to score. Safe to use from several threads.
 
@@ -62,6 +87,7 @@ class Scorer:
         *,
         precision: str = "auto",
         graph: bool = True,
+        tiling: Tiling | None = None,
     ) -> None:
         """Take over a method.
 
@@ -70,6 +96,8 @@ class Scorer:
             device: Where it is.
             precision: ``auto``, ``float32`` or ``bf16``; see ``mambaad.devices``.
             graph: Whether calls on CUDA become graphs.
+            tiling: How pictures are cut into what the method gets; None: they are not. With it,
+                every picture must be of its size; maps and scores are of whole pictures.
 
         Raises:
             ConfigError: If ``precision`` is none of the three.
@@ -79,13 +107,19 @@ class Scorer:
         self._method = method
         self._run: Function = self._compute
         self._sizes: set[tuple[int, int, int]] = set()
-        if device.type != "cuda":
-            return
-        if self.precision == "bf16" and isinstance(method, nn.Module):
-            self._method = inference_copy(method, torch.bfloat16)
-        if graph:
-            self._run = Replay(self._compute, device)
-        self._upload, self._work, self._download = (torch.cuda.Stream(device) for _ in range(3))
+        self._normalise: Callable[[Tensor], Tensor] = normalise
+        if device.type == "cuda":
+            dtype = torch.float32
+            if self.precision == "bf16" and isinstance(method, nn.Module):
+                self._method = inference_copy(method, torch.bfloat16)
+                if isinstance(method, MambaAD) and not method.encoder.rescale:
+                    dtype = torch.bfloat16  # its first convolution would round them all the same
+            self._normalise = Normaliser(device, dtype)
+            if graph:
+                self._run = Replay(self._compute, device)
+            self._upload, self._work, self._download = (torch.cuda.Stream(device) for _ in range(3))
+        if tiling is not None:
+            self._run = Blend(self._run, tiling, device, batch_size_for(device, tiling.tile))
 
     def __call__(self, pictures: Pictures | Tensor) -> tuple[Maps, NDArray[np.float32]]:
         """Score one batch.
@@ -177,7 +211,7 @@ class Scorer:
 
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), autocast(self.precision, self.device), exact_float32(self.device):
-            inputs = normalise(images) if images.dtype == torch.uint8 else images
+            inputs = self._normalise(images) if images.dtype == torch.uint8 else images
             self._compile_kernels(inputs)
             maps = self._method.anomaly_maps(inputs)
         return maps, maps.amax((1, 2))
@@ -208,11 +242,28 @@ class _Running:
         return self.maps.numpy(), self.scores.numpy()
 
 
+def scoring_precision(asked: str | None, trained: str, device: torch.device) -> str:
+    """``float32`` or ``bf16``: what a run is scored in.
+
+    Args:
+        asked: ``auto``, ``float32`` or ``bf16``; None: as it was trained on a CUDA device, float32
+            on others, where bf16 is no faster.
+        trained: The run's ``train.precision``.
+        device: Where it is scored.
+
+    Raises:
+        ConfigError: If it is none of the three.
+    """
+    own = trained if device.type == "cuda" else "float32"
+    return resolve_precision(own if asked is None else asked, device)
+
+
 def batch_size_for(device: torch.device, size: tuple[int, int]) -> int:
-    """How many pictures of this height and width to score at once."""
+    """How many pictures of this height and width to score at once, at least 1."""
+    pixels = size[0] * size[1]
     if device.type != "cuda":
-        return 8
-    return 32 if size[0] * size[1] > LARGE else 64
+        return max(1, min(8, 8 * LARGE // pixels))
+    return max(1, min(32 if pixels > LARGE else 64, 64 * LARGE // pixels))
 
 
 def picture_scores(maps: Maps) -> NDArray[np.float32]:
@@ -223,12 +274,13 @@ def picture_scores(maps: Maps) -> NDArray[np.float32]:
 
 def score_pictures(
     method: Method,
-    store: PictureStore,
+    store: Store,
     device: torch.device,
     *,
     indices: Sequence[int] | None = None,
     progress: Progress | None = None,
     precision: str = "auto",
+    tiling: Tiling | None = None,
 ) -> list[float]:
     """The scores of all pictures of a store, or of some.
 
@@ -239,13 +291,20 @@ def score_pictures(
         indices: Which pictures; None: all.
         progress: Called with the number of pictures done and in all.
         precision: ``auto``, ``float32`` or ``bf16``.
+        tiling: How pictures are cut into tiles; None: they are not.
 
     Raises:
         ImageError: At the first picture that cannot be read.
     """
     scores: list[float] = []
     for _, _, maps in batches(
-        method, store, device, indices=indices, progress=progress, precision=precision
+        method,
+        store,
+        device,
+        indices=indices,
+        progress=progress,
+        precision=precision,
+        tiling=tiling,
     ):
         scores += picture_scores(maps).tolist()
     return scores
@@ -253,13 +312,14 @@ def score_pictures(
 
 def batches(
     method: Method,
-    store: PictureStore,
+    store: Store,
     device: torch.device,
     *,
     indices: Sequence[int] | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
     precision: str = "auto",
+    tiling: Tiling | None = None,
 ) -> Iterator[tuple[NDArray[np.intp], Pictures, Maps]]:
     """Go through a store; yield indices, prepared pictures and anomaly maps of each batch.
 
@@ -269,7 +329,7 @@ def batches(
     Raises:
         ImageError: At the first picture that cannot be read.
     """
-    scorer = Scorer(method, device, precision=precision)
+    scorer = Scorer(method, device, precision=precision, tiling=tiling)
     chosen = np.arange(len(store)) if indices is None else np.asarray(indices, dtype=np.intp)
     step = batch_size or batch_size_for(device, store.size)
     parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]

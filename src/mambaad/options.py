@@ -17,10 +17,31 @@ Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Categories = Annotated[
     list[str] | None, typer.Option("--category", help="Only this category; may be repeated.")
 ]
-LayoutName = Annotated[str, typer.Option(help="Layout of the folder: auto, mvtec or folder.")]
+LayoutName = Annotated[str, typer.Option(help="auto, or one of 'mambaad datasets'.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bf16, or auto: bf16 on a GPU that has it, else float32. Left out: as RUN "
+        "was trained on a GPU, float32 on a CPU."
+    ),
+]
 ImageSize = Annotated[
     str | None, typer.Option(help="Height x width to work at, such as 256 or 256x320.")
+]
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut pictures of --image-size into overlapping tiles of this size, such as 256; see "
+        "data.tile_overlap."
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Start from the published recipe for mvtec-ad, visa, real-iad, mvtec-3d, uni-medical "
+        "or coco-ad."
+    ),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write what was found here.")]
 Settings = Annotated[

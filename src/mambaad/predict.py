@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mambaad.calibrate import Calibration, load_calibration
+from mambaad.calibrate import Calibration, load_calibration, precision_note
 from mambaad.checkpoint import load_model
 from mambaad.config import Config
 from mambaad.data import list_pictures
@@ -30,7 +31,7 @@ from mambaad.devices import pick_device
 from mambaad.errors import ConfigError, DatasetError, ImageError
 from mambaad.files import replacing
 from mambaad.heatmap import overlay, scale_top
-from mambaad.inference import Scorer, batch_size_for
+from mambaad.inference import Scorer, batch_size_for, scoring_precision
 from mambaad.model import MambaAD
 from mambaad.pipeline import ahead
 from mambaad.prediction import FIELDS, Box, Prediction
@@ -39,6 +40,8 @@ from mambaad.reading import Read, Reader, groups
 __all__ = ["FIELDS", "Box", "Detector", "Prediction", "find_pictures", "predict_files"]
 
 Picture = NDArray[Any]
+
+_log = logging.getLogger(__name__)
 
 UNCALIBRATED_TOP = 0.2
 """Top of the heat maps' colour scale for a run without thresholds; maps lie in 0 to 2/3."""
@@ -63,8 +66,9 @@ class Detector:
             model: Its network. On CUDA in bf16 a copy is used: later changes are not seen.
             calibration: Its thresholds.
             device: Where to predict.
-            precision: ``auto``, ``float32`` or ``bf16``. None: what the run was trained in on a
-                CUDA device, float32 on others.
+            precision: ``auto`` (bf16 on a CUDA device that has it, else float32), ``float32`` or
+                ``bf16``. None: what the run was trained in on a CUDA device, float32 on others. If
+                the thresholds were set in another, the first prediction logs a line.
 
         Raises:
             ConfigError: If ``precision`` is none of these.
@@ -73,8 +77,13 @@ class Detector:
         self.model = model.to(device).eval()
         self.calibration = calibration
         self.device = device
-        own = config.train.precision if device.type == "cuda" else "float32"
-        self.scorer = Scorer(self.model, device, precision=precision or own)
+        self.scorer = Scorer(
+            self.model,
+            device,
+            precision=scoring_precision(precision, config.train.precision, device),
+            tiling=config.data.tiling,
+        )
+        self._told: str | None = None
         # a CPU gains nothing from batches, and pictures alone are done sooner
         self.batch_size = (
             1 if device.type == "cpu" else batch_size_for(device, config.data.image_size)
@@ -89,7 +98,7 @@ class Detector:
         Args:
             run: Made by ``mambaad train`` or ``mambaad convert``.
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-            precision: ``auto``, ``float32`` or ``bf16``; None: the run's own.
+            precision: ``auto``, ``float32`` or ``bf16``; None: see ``Detector``.
 
         Raises:
             CheckpointError: If the folder is not a finished run, or a file in it is damaged.
@@ -150,6 +159,7 @@ class Detector:
     ) -> Generator[tuple[Read | None, Prediction | ImageError], None, None]:
         """Predictions of pictures that are read, with them, in order; errors in their places."""
         waiting: deque[list[Read | ImageError]] = deque()
+        self._tell(precision_note(self.calibration, self.scorer.precision))
 
         def batches() -> Iterator[NDArray[np.uint8]]:
             for group in groups(items, self.batch_size):
@@ -168,6 +178,11 @@ class Detector:
                         yield None, item
         for group in waiting:
             yield from ((None, error) for error in group if isinstance(error, ImageError))
+
+    def _tell(self, note: str | None) -> None:
+        if note is not None and note != self._told:
+            _log.warning("%s", note)
+            self._told = note
 
     def _prediction(
         self, item: Read, map: NDArray[np.float32], score: float, category: str | None

@@ -2,18 +2,18 @@
 
 A part's time is the median of repeated eager runs, from the end of the part before it to its own
 end, on the device's clock. The anomaly maps with their resizing, smoothing and scores are the last
-part. The time of a stage's scans cannot be seen from outside: one block's scan is timed alone, on
+part. Beside them stands the whole as users get it, by ``Scorer.on_device``, which on a GPU is one
+CUDA graph of a lighter copy: no part of that can be seen, and it takes less than their sum. The
+time of a stage's scans cannot be seen from outside either: one block's scan is timed alone, on
 random pixels, and taken as often as the stage has blocks.
 """
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,11 +29,12 @@ from mambaad.counting import Count, count_parts, hss_blocks, sum_counts
 from mambaad.data.cache import Progress
 from mambaad.devices import autocast, pick_device, resolve_precision
 from mambaad.errors import ConfigError
+from mambaad.inference import Scorer
+from mambaad.measure import WARM_UP, Clock, peaks, quartiles
 from mambaad.model import MambaAD, build
 from mambaad.model.blocks import HSSBlock
 from mambaad.scan import cross_scan
 
-WARM_UP = 3
 REPEATS = 20
 MIB = 2**20
 
@@ -43,13 +44,13 @@ class Cost:
     """What one part takes for a batch: milliseconds, those of its scans, and the peak in bytes.
 
     ``peak`` is all that torch held on the GPU at the worst moment of the part, weights included;
-    None where it was not measured.
+    on other devices the network's own tensors, see ``mambaad.measure``.
     """
 
     part: str
     ms: float
     scan_ms: float
-    peak: int | None
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class Profile:
         precision: ``float32`` or ``bf16``.
         counts: The network's parts, in order.
         costs: The same parts, and ``maps`` last.
-        whole_ms: A batch's prediction as a whole: lower quartile, median and upper quartile.
+        whole_ms: A batch's prediction as a whole, by ``Scorer.on_device``: lower quartile, median
+            and upper quartile.
+        way: How that runs it, in words.
     """
 
     about: Mapping[str, Any]
@@ -73,6 +76,7 @@ class Profile:
     counts: tuple[Count, ...]
     costs: tuple[Cost, ...]
     whole_ms: tuple[float, float, float]
+    way: str
 
     def to_mapping(self) -> dict[str, Any]:
         """As a JSON document; ``maps`` has no multiply-adds, the published count has none either.
@@ -93,12 +97,12 @@ class Profile:
             }
             for cost in self.costs
         }
-        whole = {"ms": median, "lower_quartile": low, "upper_quartile": high}
+        whole = {"ms": median, "lower_quartile": low, "upper_quartile": high, "way": self.way}
         scan_ms = sum(cost.scan_ms for cost in self.costs)
         return {
             "about": dict(self.about),
             "model": self.config.model.to_mapping(),
-            "image_size": list(self.config.data.image_size),
+            "image_size": list(self.config.data.network_size),
             "batch_size": self.batch_size,
             "precision": self.precision,
             "parts": parts,
@@ -146,7 +150,7 @@ def run_profile(
     chosen = resolve_precision(precision, target)
     config, model = _load(run, settings or {})
     model = model.to(target).eval()
-    height, width = config.data.image_size
+    height, width = config.data.network_size
     counts = count_parts(model, height, width)
     on_device: AbstractContextManager[Any] = (
         torch.cuda.device(target) if target.type == "cuda" else nullcontext()
@@ -155,7 +159,9 @@ def run_profile(
         with torch.inference_mode(), on_device:
             images = torch.randn(batch_size, 3, height, width, device=target)
             rows = _measure(model, images, chosen, repeats, progress)
-            whole = _quartiles(lambda: predict(model, images, chosen), target, repeats)
+        with on_device:
+            scorer = Scorer(model, target, precision=chosen)
+            whole = quartiles(lambda: scorer.on_device(images), target, repeats)
     except torch.cuda.OutOfMemoryError:
         raise ConfigError(
             f"a batch of {batch_size} at {height}x{width} does not fit into the memory of "
@@ -164,7 +170,16 @@ def run_profile(
     names = [*(count.part for count in counts), "maps"]
     costs = tuple(Cost(name, *row) for name, row in zip(names, rows, strict=True))
     about = provenance(config, target, run=None if run is None else str(run), repeats=repeats)
-    return Profile(about, config, batch_size, chosen, tuple(counts), costs, whole)
+    way = _way(target, chosen)
+    return Profile(about, config, batch_size, chosen, tuple(counts), costs, whole, way)
+
+
+def _way(device: torch.device, precision: str) -> str:
+    """How ``Scorer`` runs a network, in words."""
+    if device.type != "cuda":
+        return "the network as it is"
+    copy = "a bf16 copy with folded norms" if precision == "bf16" else "the network"
+    return f"a CUDA graph of {copy}"
 
 
 def _load(run: Path | None, settings: Mapping[str, Any]) -> tuple[Config, MambaAD]:
@@ -185,9 +200,9 @@ def predict(model: MambaAD, images: Tensor, precision: str) -> Tensor:
         return model.anomaly_maps(images).amax((1, 2))
 
 
-def peak_of(costs: Sequence[Cost]) -> int | None:
-    """The highest peak; None where none was measured."""
-    return max((cost.peak for cost in costs if cost.peak is not None), default=None)
+def peak_of(costs: Sequence[Cost]) -> int:
+    """The highest peak."""
+    return max(cost.peak for cost in costs)
 
 
 def _count_mapping(count: Count | None) -> dict[str, int | None]:
@@ -203,42 +218,11 @@ def _count_mapping(count: Count | None) -> dict[str, int | None]:
     }
 
 
-class _Clock:
-    """Marks on a device's own time line; the work between two marks is what it did meanwhile."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.moments: list[Any] = []
-
-    def mark(self) -> None:
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.moments.append(event)
-        else:
-            _synchronize(self.device)
-            self.moments.append(time.perf_counter())
-
-    def intervals(self) -> list[float]:
-        """Milliseconds between the marks so far, which are forgotten."""
-        _synchronize(self.device)
-        moments, self.moments = self.moments, []
-        pairs = pairwise(moments)
-        if self.device.type == "cuda":
-            return [first.elapsed_time(second) for first, second in pairs]
-        return [1000 * (second - first) for first, second in pairs]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
 def _measure(
     model: MambaAD, images: Tensor, precision: str, repeats: int, progress: Progress | None
-) -> list[tuple[float, float, int | None]]:
+) -> list[tuple[float, float, int]]:
     """Milliseconds, milliseconds of the scans, and peak bytes of each part, ``maps`` last."""
-    clock = _Clock(images.device)
+    clock = Clock(images.device)
     rows = []
     for number in range(WARM_UP + repeats):
         with _ends_of_parts(model, clock.mark):
@@ -250,7 +234,7 @@ def _measure(
             progress(number + 1, WARM_UP + repeats)
     times = [statistics.median(column) for column in zip(*rows[WARM_UP:], strict=True)]
     scans = [0.0, 0.0, *_scan_times(model, images, precision, repeats), 0.0]
-    return list(zip(times, scans, _peaks(model, images, precision, len(times)), strict=True))
+    return list(zip(times, scans, _peaks(model, images, precision), strict=True))
 
 
 @contextmanager
@@ -263,26 +247,16 @@ def _ends_of_parts(model: MambaAD, mark: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def _peaks(model: MambaAD, images: Tensor, precision: str, parts: int) -> list[int] | list[None]:
-    """Peak bytes during each part; None on other devices than CUDA's, where torch keeps no count.
+def _peaks(model: MambaAD, images: Tensor, precision: str) -> list[int]:
+    """Peak bytes during each part, in a run of its own."""
 
-    In a run of its own, since it waits for the device between the parts.
-    """
-    device = images.device
-    if device.type != "cuda":
-        return [None] * parts
-    peaks: list[int] = []
+    def work(mark: Callable[[], None]) -> None:
+        with _ends_of_parts(model, mark):
+            mark()
+            predict(model, images, precision)
+            mark()
 
-    def mark() -> None:
-        torch.cuda.synchronize(device)
-        peaks.append(torch.cuda.max_memory_allocated(device))
-        torch.cuda.reset_peak_memory_stats(device)
-
-    with _ends_of_parts(model, mark):
-        mark()
-        predict(model, images, precision)
-        mark()
-    return peaks[1:]
+    return peaks(work, [*model.parameters(), *model.buffers(), images], images.device)
 
 
 def _scan_times(model: MambaAD, images: Tensor, precision: str, repeats: int) -> Iterator[float]:
@@ -296,7 +270,7 @@ def _scan_times(model: MambaAD, images: Tensor, precision: str, repeats: int) ->
             orders = model.decoder.orders(height, width, device)
             with autocast(precision, device):
                 scan = _one_scan(blocks[0], orders, len(images))
-                _, one, _ = _quartiles(scan, device, repeats)
+                _, one, _ = quartiles(scan, device, repeats)
         yield len(blocks) * one
         height, width = 2 * height, 2 * width
 
@@ -310,26 +284,9 @@ def _one_scan(block: HSSBlock, orders: Tensor, batch: int) -> Callable[[], Tenso
     return lambda: cross_scan(x, by_path, *weights, orders, backend=block.backend)
 
 
-def _quartiles(
-    call: Callable[[], Tensor], device: torch.device, repeats: int
-) -> tuple[float, float, float]:
-    """Milliseconds of a call: lower quartile, median, upper quartile."""
-    clock = _Clock(device)
-    for _ in range(WARM_UP):
-        call()
-    times = []
-    for _ in range(repeats):
-        clock.mark()
-        call()
-        clock.mark()
-        times += clock.intervals()
-    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return low, middle, high
-
-
 def profile_table(profile: Profile) -> Table:
     """Parts as rows: millions of parameters, thousand millions of multiply-adds of a picture."""
-    model, (height, width) = profile.config.model, profile.config.data.image_size
+    model, (height, width) = profile.config.model, profile.config.data.network_size
     table = Table(
         title=escape(
             f"{model.encoder}, depths {list(model.depths)}, {model.direction_count} directions, "
@@ -353,13 +310,14 @@ def profile_table(profile: Profile) -> Table:
 def profile_notes(profile: Profile) -> list[str]:
     """What the table does not say: prediction as a whole, and how the numbers were found."""
     low, median, high = profile.whole_ms
-    peak = peak_of(profile.costs)
-    memory = "not measured on this device" if peak is None else f"{peak / MIB:.0f} MiB"
+    eager = sum(cost.ms for cost in profile.costs)
     return [
         f"device: {profile.about['device']}",
         f"prediction as a whole: {median:.2f} ms a batch ({low:.2f} to {high:.2f}, quartiles of "
         f"{profile.about['repeats']} runs), {1000 * profile.batch_size / median:.1f} images/s",
-        f"peak memory: {memory}",
+        f"the whole ran as {profile.way}, the parts above one by one and eagerly: {eager:.2f} ms "
+        f"in all, {eager / median:.1f} times as long",
+        f"peak memory of the parts: {peak_of(profile.costs) / MIB:.0f} MiB, weights included",
         "G: multiply-adds of one picture as fvcore counts them; with the scan, 9 L K D N a block",
         "ms: medians of eager runs of a batch; scan ms: one block's scan alone, times the blocks",
     ]
@@ -375,5 +333,5 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['ms']:.2f}",
         f"{100 * row['share']:.1f}",
         *(scan if row["scan_ms"] else ["–", "–"]),
-        "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / MIB:.0f}",
+        f"{row['peak_bytes'] / MIB:.0f}",
     ]

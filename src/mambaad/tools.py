@@ -19,9 +19,16 @@ def check(
     layout: LayoutName = "auto",
     category: Categories = None,
     image_size: ImageSize = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(help="Published set that DATA should be, such as mvtec-ad: compare counts."),
+    ] = None,
     json_out: JsonOut = None,
 ) -> None:
-    """Say what DATA holds and what is wrong with it; status 2 if training would fail."""
+    """Say what DATA holds and what is wrong with it; status 2 if training would fail.
+
+    With --expect, status 2 also if something differs from the published data set.
+    """
     from mambaad.config import DataConfig
     from mambaad.data import check_dataset
     from mambaad.display import progress_bar, show_check
@@ -31,12 +38,21 @@ def check(
     settings = DataConfig.from_mapping({"image_size": size, "layout": layout})
     with progress_bar("checking") as progress:
         result = check_dataset(
-            data, layout, category or (), image_size=settings.image_size, progress=progress
+            data,
+            layout,
+            category or (),
+            image_size=settings.image_size,
+            expect=expect,
+            progress=progress,
         )
     show_check(result)
+    for line in result.differences:
+        print(f"differs from {expect}: {line}")
+    if expect is not None and not result.differences:
+        print(f"as published: {expect}")
     if json_out is not None:
         write_json(json_out, result.to_mapping())
-    if not result.ok:
+    if not result.ok or result.differences:
         raise typer.Exit(2)
 
 

@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,15 +23,12 @@ from mambaad.batches import Batches
 from mambaad.calibrate import Source, calibrate, save_calibration
 from mambaad.config import TOTAL_STRIDE, Config
 from mambaad.data import (
-    Dataset,
     PictureStore,
     Sample,
     available_memory,
-    fingerprint,
-    read_dataset,
 )
-from mambaad.data.cache import StoreMode
-from mambaad.data.memory import PICTURE_SHARE, choose_place
+from mambaad.data.cache import Store
+from mambaad.data.memory import choose_place, open_pictures
 from mambaad.data.tensors import (
     CPU,
     DevicePictures,
@@ -41,23 +36,21 @@ from mambaad.data.tensors import (
     feature_bytes,
     free_device_memory,
 )
+from mambaad.data.tiles import TileStore, whole_pictures
 from mambaad.devices import pick_device, resolve_precision
-from mambaad.errors import CheckpointError, ConfigError, DatasetError
+from mambaad.errors import CheckpointError, ConfigError
 from mambaad.fit import build_optimizer, computing, fit
 from mambaad.inference import score_pictures
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
 from mambaad.model.warmup import warm_up
+from mambaad.splits import read_pictures
 from mambaad.state import load_state, make_note, save_state
 from mambaad.steplog import StepLog, require_tensorboard
 from mambaad.steps import Step
 
 ENCODED_PIXELS = 64 * 256 * 256
 """Pixels that a GPU encodes at once when features are kept."""
-
-HOLDOUT_SHARE = 0.1
-HOLDOUT_LEAST = 3
-"""Held-out pictures of a category; fewer say less of new pictures than the training ones do."""
 
 
 class Observer:
@@ -106,16 +99,14 @@ def train(
     """
     observer, target = observer or Observer(), pick_device(device)
     check_run_folder(run, resume, tensorboard)
-    dataset = read_dataset(config.data.root, config.data.layout, config.data.categories)
-    chosen, held_out = split_holdout(dataset, config)
+    chosen, held_out, about = read_pictures(config)
     model, source = _prepare_model(run, config, encoder_weights, resume, target)
-    observer.message(f"encoder weights: {source}")
-    size = _batch_size(config, len(chosen))
+    observer.message("; ".join([f"encoder weights: {source}", *about["notes"]]))
+    size = _batch_size(config, len(chosen) * tiles_of(config))
     optimizer = build_optimizer(model, config.train, size)
-    about = describe(dataset, len(chosen), len(held_out))
     data_id = about["data_fingerprint"]
     start, seconds = load_state(run, model, optimizer, config, data_id) if resume else (0, 0.0)
-    data = prepare_batches(chosen, config, model, size, target, observer)
+    data = prepare_batches(chosen, config, model, size, target, observer, held_out)
     aside = PictureStore([s.image for s in held_out], config.data.image_size)
     aside.fill()  # now, so that an unreadable picture is found before the training
     record = checkpoint.provenance(config, target, encoder_weights=source, batch_size=size, **about)
@@ -132,7 +123,9 @@ def train(
         _run_steps(steps, log, save, config.train.checkpoint_minutes, observer, start)
     model.eval()
     checkpoint.save_model(run, model)
-    _calibrate(run, config, model, chosen, held_out, (data.store, aside), target, observer)
+    _calibrate(
+        run, config, model, chosen, held_out, (whole_pictures(data.store), aside), target, observer
+    )
     checkpoint.save_provenance(run, {**record, "training_seconds": round(log.seconds, 1)})
     (run / checkpoint.STATE).unlink(missing_ok=True)
     return model
@@ -158,10 +151,10 @@ def _prepare_model(
 
 def _batch_size(config: Config, pictures: int) -> int:
     size = min(config.train.batch_size, pictures)
-    if size * math.prod(config.data.image_size) == TOTAL_STRIDE**2:
+    if size * math.prod(config.data.network_size) == TOTAL_STRIDE**2:
         raise ConfigError(
             f"a batch of one picture of {TOTAL_STRIDE} x {TOTAL_STRIDE} leaves BatchNorm a single "
-            "value: use a larger image_size, or more pictures in a batch"
+            "value: use a larger image_size or tile, or more pictures in a batch"
         )
     return size
 
@@ -170,7 +163,7 @@ def _compile_kernels(
     config: Config, model: MambaAD, batch_size: int, device: torch.device, observer: Observer
 ) -> None:
     """On a GPU, what the first step would do one after the other: minutes on a new machine."""
-    precision, size = resolve_precision(config.train.precision, device), config.data.image_size
+    precision, size = resolve_precision(config.train.precision, device), config.data.network_size
     tell = observer.message
     warm_up(model, batch_size, size, device, precision, training=True, tell=tell)
 
@@ -232,14 +225,9 @@ class _DeferredInterrupt:
         self.asked = True
 
 
-def describe(dataset: Dataset, training: int, held_out: int) -> dict[str, Any]:
-    """What the record says of the data."""
-    return {
-        "data_fingerprint": fingerprint(dataset),
-        "categories": list(dataset.categories),
-        "training_pictures": training,
-        "held_out_pictures": held_out,
-    }
+def tiles_of(config: Config) -> int:
+    """Training pictures that one picture gives: its tiles, or itself."""
+    return config.data.tiling.count if config.data.tiling else 1
 
 
 def check_run_folder(run: Path, resume: bool, tensorboard: bool = False) -> None:
@@ -262,35 +250,6 @@ def check_run_folder(run: Path, resume: bool, tensorboard: bool = False) -> None
         raise CheckpointError(f"{run} is a file; a run needs a folder")
 
 
-def split_holdout(dataset: Dataset, config: Config) -> tuple[list[Sample], list[Sample]]:
-    """Training pictures, and those held out of training to set thresholds on.
-
-    Of each category a share is held out, drawn with the run's seed; a category of which that
-    would be fewer than three pictures keeps them all.
-
-    Raises:
-        DatasetError: If there is no training picture.
-    """
-    samples = list(dataset.select(split="train"))
-    if not samples:
-        raise DatasetError(
-            f"no training pictures in {dataset.root}: run 'mambaad check {dataset.root}' to see why"
-        )
-    share = config.data.holdout
-    if share == "auto":
-        share = HOLDOUT_SHARE if dataset.layout == "folder" else 0.0
-    chosen, held_out = [], []
-    for category in dataset.categories:
-        own = [s for s in samples if s.category == category]
-        count = round(share * len(own))
-        count = count if count >= HOLDOUT_LEAST else 0
-        rng = np.random.default_rng([config.train.seed, crc32(category.encode())])
-        drawn = set(rng.permutation(len(own))[:count].tolist())
-        held_out += [s for i, s in enumerate(own) if i in drawn]
-        chosen += [s for i, s in enumerate(own) if i not in drawn]
-    return chosen, held_out
-
-
 def prepare_batches(
     samples: Sequence[Sample],
     config: Config,
@@ -298,13 +257,18 @@ def prepare_batches(
     batch_size: int,
     device: torch.device,
     observer: Observer,
+    held_out: Sequence[Sample] = (),
 ) -> Batches:
     """Decode, and encode if features are kept, as ``config.data.cache`` says.
+
+    ``held_out`` are not read; a file of decoded pictures on disk has room for them too, so that
+    runs with other seeds, which hold out others, share it.
 
     Raises:
         ImageError: At the first picture that cannot be read.
     """
-    size, paths = config.data.image_size, [s.image for s in samples]
+    size, paths = config.data.network_size, [s.image for s in samples]
+    count = len(samples) * tiles_of(config)
     gpu = device.type == "cuda"
     bf16 = resolve_precision(config.train.precision, device) == "bf16"
 
@@ -314,19 +278,24 @@ def prepare_batches(
         return [m.bfloat16() for m in maps] if gpu and bf16 else maps
 
     memory = available_memory()
-    picture_bytes = len(samples) * size[0] * size[1] * 3
-    cache, on_gpu = choose_place(
+    place = cache, on_gpu = choose_place(
         config.data.cache,
-        picture_bytes,
-        len(samples) * feature_bytes(encode, size, device),
+        count * size[0] * size[1] * 3,
+        count * feature_bytes(encode, size, device),
         memory,
         free_device_memory(device),
     )
-    mode: StoreMode = "none" if cache == "features" else cache
-    if on_gpu:  # also in the host's memory if they fit: calibration reads them once more
-        mode = "pictures" if picture_bytes <= PICTURE_SHARE * memory else "none"
-    store = PictureStore(paths, size, mode)
-    store.fill(lambda d, n: observer.progress("decoding", d, n))
+    pictures = open_pictures(
+        paths,
+        config.data.image_size,
+        config.data.cache,
+        place,
+        memory,
+        among=[*paths, *(s.image for s in held_out)],
+    )
+    pictures.fill(lambda d, n: observer.progress("decoding", d, n))
+    tiling = config.data.tiling
+    store: Store = pictures if tiling is None else TileStore(pictures, tiling)
     data = Batches(store, batch_size, config.train.seed, device)
     if cache == "features":
         data.features = FeatureStore(
@@ -349,7 +318,7 @@ def _calibrate(
     model: MambaAD,
     chosen: Sequence[Sample],
     held_out: Sequence[Sample],
-    stores: tuple[PictureStore, PictureStore],
+    stores: tuple[Store, PictureStore],
     device: torch.device,
     observer: Observer,
 ) -> None:
@@ -360,17 +329,18 @@ def _calibrate(
     store, aside = stores
     apart = {s.category for s in held_out}
     rest = [i for i, s in enumerate(chosen) if s.category not in apart]
-    precision = config.train.precision
+    precision, tiling = config.train.precision, config.data.tiling
     scores = score_pictures(
-        model, aside, device, precision=precision,
+        model, aside, device, precision=precision, tiling=tiling,
         progress=lambda d, n: observer.progress("calibrating", d, n),
     )  # fmt: skip
     scores += score_pictures(
-        model, store, device, indices=rest, precision=precision,
+        model, store, device, indices=rest, precision=precision, tiling=tiling,
         progress=lambda d, n: observer.progress("calibrating the rest", d, n),
     )  # fmt: skip
     source: Source = "held-out training pictures" if held_out else "training pictures"
     if held_out and rest:
         source = "held-out training pictures, or training pictures of categories with few"
     names = [s.category for s in held_out] + [chosen[i].category for i in rest]
-    save_calibration(run, calibrate(scores, names, source))
+    used = resolve_precision(precision, device)
+    save_calibration(run, calibrate(scores, names, source, precision=used))
