@@ -71,7 +71,7 @@ def use_device(name: str) -> torch.device:
     except ConfigError as error:
         sys.exit(str(error))
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
         torch.set_float32_matmul_precision("highest")  # some containers ask for TF32
         device = torch.device("cuda", torch.cuda.current_device())
     return device

@@ -16,10 +16,23 @@ import torch
 from interpreter import interpreted_device
 
 import mambaad.cli
+from mambaad.config import ModelConfig
+from mambaad.fused import triton_runs
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # the scan's last, because it puts this folder first in the path
-NAMES = ("training", "inference", "machine", "network", "scaling", "timing", "end_to_end", "scan")
+NAMES = (
+    "cache",
+    "compiled",
+    "training",
+    "inference",
+    "machine",
+    "network",
+    "scaling",
+    "timing",
+    "end_to_end",
+    "scan",
+)
 TINY = ["--device", "cpu", "--encoder", "filterbank", "--depths", "1", "1", "1", "1"]
 SMALL = [*TINY, "--size", "64", "--repeats", "2"]
 ABOUT = {"device", "torch", "triton", "commit"}
@@ -67,6 +80,63 @@ def test_inference(scripts: Scripts, capsys: Output) -> None:
     keys = [(row["precision"], row["batch"]) for row in found]
     assert keys == [(p, b) for p in ("float32", "bf16") for b in ("1", "3")]
     assert all(float(row["median_ms"]) > 0 for row in found)
+
+
+def test_compiled(scripts: Scripts, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    """Without compiling, which takes seconds; the next test does."""
+    compiled, asked = scripts["compiled"], []
+
+    def quickly(function: Callable[..., object], **options: object) -> Callable[..., object]:
+        asked.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", quickly)
+    ways = ["--way", "plain", "compiled"]
+    compiled.main([*SMALL, *ways, "--batch", "2", "--directions", "2", "--precision", "float32"])
+    found = rows(capsys)
+    options = {"fullgraph": True, "dynamic": False, "backend": "inductor", "mode": "default"}
+    assert asked == [options] * 4  # checked and timed, inference and training
+    keys = [(row["what"], row["way"], row["batch"]) for row in found]
+    assert keys == [(w, y, "2") for w in compiled.KINDS for y in ("plain", "compiled")]
+    assert all(float(row["median_ms"]) > 0 and row["graph"] == "" for row in found)
+
+
+def test_a_step_compiles_as_one_graph(scripts: Scripts) -> None:
+    compiled, network = scripts["compiled"], scripts["network"]
+    model = ModelConfig("filterbank", (1, 1, 1, 1), directions=2, drop_path=0.0)
+    case, device = network.Case(model, 32, 2, "float32"), torch.device("cpu")
+    expected = compiled.TrainingStep(case, None, device).compute()
+    step = compiled.TrainingStep(case, compiled.Compiler("eager", "default"), device)
+    torch.testing.assert_close(step.compute(), expected)
+
+
+def test_fused_kernels_are_off_where_they_are_not_wanted(scripts: Scripts) -> None:
+    before = triton_runs()
+    with scripts["compiled"].hand_fused(False):
+        assert not triton_runs()
+    with scripts["compiled"].hand_fused(True):
+        assert triton_runs() == before
+
+
+@pytest.mark.parametrize("what", ["inference", "training"])
+def test_a_wrong_way_is_not_timed(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch, capsys: Output, what: str
+) -> None:
+    compiled = scripts["compiled"]
+    right = compiled.made
+
+    def other(*arguments: object) -> torch.nn.Module:
+        network: torch.nn.Module = right(*arguments)
+        for leaf, parameter in network.named_parameters():
+            if leaf.endswith(("skip", "norm.weight")):
+                parameter.data.neg_()
+        return network
+
+    monkeypatch.setattr(compiled, "made", other)
+    way = ["--what", what, "--way", "plain", "--precision", "float32", "--directions", "2"]
+    with pytest.raises(SystemExit, match=r"^plain: the .* off by .*nothing was timed$"):
+        compiled.main([*SMALL, *way])
+    assert capsys.readouterr().out == ""
 
 
 def test_scaling(scripts: Scripts, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
@@ -234,3 +304,59 @@ def test_jumps(scripts: Scripts) -> None:
     assert count([1.0] * 20 + [3.0, 9.0, 1.0, 3.0]) == (2, 9.0)
     assert count([1.0] * 20 + [2.99]) == (0, 2.99)
     assert count([1.0] * 19 + [9.0]) == (0, 1.0)
+
+
+def test_metrics_at_scale(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    names = ("metrics", "machine", "metrics_scale")
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    script = importlib.import_module("metrics_scale")
+    monkeypatch.setattr(script, "apart", lambda function, *arguments: function(*arguments))
+    tools = ["mambaad exact", "mambaad streaming", "scikit-learn", "adeval"]
+    sizes = ["--pictures", "9", "--large", "12", "--simulate", "64", "--size", "48"]
+    script.main([*sizes, "--tool", *tools])
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+    found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["pictures"] for row in found] == ["9"] * 4 + ["12", "64"]
+    assert [row["tool"] for row in found[:4]] == tools
+    assert float(found[1]["worst_error"]) <= 1e-4
+    assert float(found[2]["worst_error"]) <= 1e-9
+    assert found[3]["note"] or found[3]["pixel_AUROC"]
+    assert all(float(row["seconds"]) > 0 and row["pixel_AUPIMO"] for row in found[-2:])
+
+
+def test_cache(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output
+) -> None:
+    script = scripts["cache"]
+    monkeypatch.setattr(script, "apart", script.measured)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(script.os, "sched_setaffinity", lambda *_: None, raising=False)
+    tiny = ["--pictures", "6", "--side", "40", "--size", "8", "--batch", "2", "--cpus", "1", "2"]
+    script.main([str(tmp_path), *tiny])
+    found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    starts = [(row["what"], row["pictures"], row["note"]) for row in found[1:4]]
+    assert starts == [
+        ("first, killed", "2", "0 of them kept; status 9"),
+        ("first, rest", "6", "0 were there"),
+        ("second", "6", "6 were there"),
+    ]
+    keys = [(row["what"], row["cpus"], row["pictures"]) for row in found[4:]]
+    assert keys == [(w, c, "6") for c in "12" for w in ("feed", "feed, unread", "load")]
+    assert all(float(row["pictures_per_second"]) > 0 and row["commit"] for row in found)
+    assert len({path.read_bytes() for path in script.names(tmp_path, 6)}) == 6
+
+
+def test_a_wrong_cache_is_not_timed(scripts: Scripts, tmp_path: Path) -> None:
+    script = scripts["cache"]
+    script.make(tmp_path, 2, 40)
+    script.fill(tmp_path, 2, 8)
+    script.check(tmp_path, 2, 8)
+    file = next((tmp_path / "cache").iterdir())
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(RuntimeError, match="is kept wrongly; nothing was timed"):
+        script.check(tmp_path, 2, 8)
