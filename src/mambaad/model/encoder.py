@@ -1,8 +1,10 @@
 """The frozen encoder: three feature maps at strides 4, 8 and 16, and where its weights come from.
 
 Any timm model with feature maps at these strides serves (the paper: ResNet-18, 34, 50 and wide
-ResNet-50). ``filterbank`` is built in and needs no download: fixed filters computed by a formula.
-It is weak, and meant for demonstrations and tests only.
+ResNet-50), and a vision transformer, whose tokens become three maps (``mambaad.model.tokens``).
+``builtin`` comes with the package, trained to imitate ResNet-18: what to use where nothing can be
+downloaded. ``filterbank`` has fixed filters, computed by a formula. It is weak, and meant for
+demonstrations and tests only.
 
 timm is imported when an encoder is built, not before: it is slow to import.
 """
@@ -21,6 +23,8 @@ from torch import Tensor, nn
 
 from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.errors import ConfigError, WeightsError
+from mambaad.model.builtin import BuiltinNetwork, is_shipped, load_builtin
+from mambaad.model.tokens import build_tokens, has_one_stride
 
 STRIDES = (4, 8, 16)
 PROBE = (64, 96)
@@ -83,7 +87,7 @@ class FrozenEncoder(nn.Module):
 
 
 def build_encoder(name: str) -> FrozenEncoder:
-    """The encoder called ``name``. ``filterbank`` is complete; timm's have random weights yet.
+    """The encoder called ``name``. ``filterbank`` is complete; others have random weights yet.
 
     Raises:
         ConfigError: If timm has no such model, or it lacks maps at strides 4, 8 and 16.
@@ -91,20 +95,26 @@ def build_encoder(name: str) -> FrozenEncoder:
     if name == "filterbank":
         bank = FilterBank()
         return FrozenEncoder(bank, bank.channels)
+    if name == "builtin":
+        return FrozenEncoder(BuiltinNetwork(), BuiltinNetwork.channels)
     timm = import_timm()
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0]}*")[:5]
         raise ConfigError(f"encoder {name!r} is not a timm model; near: {near or 'none'}")
     try:
         strides = timm.create_model(name, features_only=True).feature_info.reduction()
-        indices = [strides.index(stride) for stride in STRIDES if stride in strides]
-        body = timm.create_model(name, features_only=True, out_indices=indices).eval()
+        if has_one_stride(strides):
+            body: Any = build_tokens(timm, name)
+            channels = body.channels
+        else:
+            indices = [strides.index(stride) for stride in STRIDES if stride in strides]
+            body = timm.create_model(name, features_only=True, out_indices=indices).eval()
+            channels = tuple(body.feature_info.channels())
         with torch.inference_mode():
             shapes = [tuple(m.shape[1:]) for m in body(torch.zeros(1, 3, *PROBE))]
     except (RuntimeError, ValueError, AttributeError, AssertionError, TypeError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"encoder {name!r} cannot be used: {cause}") from error
-    channels = tuple(body.feature_info.channels())
     sizes = [(PROBE[0] // stride, PROBE[1] // stride) for stride in STRIDES]
     first = [(c, *size) for c, size in zip(channels, sizes, strict=False)]
     last = [(*size, c) for c, size in zip(channels, sizes, strict=False)]
@@ -146,7 +156,7 @@ def import_timm() -> Any:
 
 
 def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = None) -> str:
-    """Fill the encoder's weights, from a file or, without one, from timm's hub.
+    """Fill the encoder's weights, from a file or, without one, the package's or timm's hub's.
 
     Args:
         encoder: From ``build_encoder(name)``; changed in place.
@@ -167,6 +177,8 @@ def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = No
     if weights is not None:
         load_weights(encoder, read_state_dict(weights), str(weights))
         return f"file {weights.name}"
+    if isinstance(encoder.body, BuiltinNetwork):
+        return load_builtin(encoder.body)
     timm = import_timm()
     tag = PUBLISHED_TAGS.get(name, name)
     try:
@@ -174,11 +186,16 @@ def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = No
     except Exception as error:
         raise WeightsError(
             f"no pretrained weights for encoder {name!r}: the download of {tag} failed "
-            f"({type(error).__name__}). Connect to the network, or give a file with "
+            f"({type(error).__name__}). Connect to the network, {_fall_back()}give a file with "
             "--encoder-weights FILE (safetensors or torch, timm or torchvision names)."
         ) from error
     load_weights(encoder, full.state_dict(), tag)
     return f"timm {tag}"
+
+
+def _fall_back() -> str:
+    """What to do without a network, if the package has what it takes; part of a sentence."""
+    return "use --encoder builtin, which needs no download, or " if is_shipped() else "or "
 
 
 def load_weights(encoder: FrozenEncoder, state: Mapping[str, Tensor], source: str) -> None:
