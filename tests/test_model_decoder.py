@@ -189,3 +189,38 @@ def test_drop_path_acts_in_training_only() -> None:
         c, d = model(x)[0], model(x)[0]
     assert not torch.equal(a, b)
     assert torch.equal(c, d)
+
+
+def test_drop_path_of_all_modules_drawn_at_once() -> None:
+    """Every module has its own rate, and each picture its own draw."""
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(depths=(1, 2, 1, 1), drop_path=0.5), (8, 12, 16), 20)
+    x = torch.zeros(4000, 2, 2, 20)
+    factors = model._draw(x.bfloat16())
+    modules = [module for stage in lss(model) for module in stage]
+    rates = [module.blocks[0].drop_path.rate for module in modules]
+    assert len(set(rates)) > 2
+    for found, module, rate in zip(factors, modules, rates, strict=True):
+        if rate == 0:
+            assert found is None
+            continue
+        assert found is not None
+        assert found.shape == (len(module.blocks), 4000, 1, 1, 1)
+        assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / (1 - rate)).bfloat16().item()}
+        assert found.float().mean().item() == pytest.approx(1.0, abs=0.06)
+    again = model._draw(x.bfloat16())
+    assert again[0] is not None
+    assert not torch.equal(again[0], factors[0])  # type: ignore[arg-type]
+
+
+def test_given_factors_are_used() -> None:
+    torch.manual_seed(0)
+    model = Decoder(ModelConfig(depths=(1, 1, 1, 1), drop_path=0.5), (8, 12, 16), 20)
+    module, x = lss(model)[0][0], torch.randn(2, 2, 2, 20)
+    orders = model.orders(2, 2, x.device)
+    whole = module.eval()(x, orders)
+    module.train()
+    torch.testing.assert_close(module(x, orders, torch.ones(1, 2, 1, 1, 1)), whole)
+    dropped = module(x, orders, torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1))
+    torch.testing.assert_close(dropped[0], whole[0])
+    assert not torch.allclose(dropped[1], whole[1])

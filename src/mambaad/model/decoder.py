@@ -7,15 +7,17 @@ Source: He et al., MambaAD, arXiv 2404.06564, section 3.1 and Figure 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mambaad.config import ModelConfig
-from mambaad.model.blocks import LSSModule, initialise_decoder
+from mambaad.constants import constant_result
+from mambaad.model.blocks import HSSBlock, LSSModule, initialise_decoder
 from mambaad.model.layers import LayerNorm
 from mambaad.scan import Backend, direction_orders
 
@@ -62,6 +64,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self._tables: dict[tuple[int, int, torch.device], Tensor] = {}
+        self._keep: dict[tuple[object, ...], Tensor] = {}
         widths = [in_channels, *reversed(channels)]
         rates = drop_path_rates(config.depths, config.drop_path)
         self.expands = nn.ModuleList(
@@ -90,23 +93,60 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Args: x (B, C, H, W). Returns: three maps (B, C_i, H_i, W_i), finest first."""
         x = x.permute(0, 2, 3, 1)
+        sizes = [(x.shape[1] << i, x.shape[2] << i) for i in range(len(self.stages))]
+        self._make_tables(sizes, x.device)
         maps = []
+        together = self.training and x.is_cuda and not torch.compiler.is_compiling()
+        drawn = iter(self._draw(x) if together else ())
         for expand, stage in zip(self.expands, self.stages, strict=True):
             x = expand(x)
             orders = self.orders(x.shape[1], x.shape[2], x.device)
             for module in stage:  # type: ignore[attr-defined]
-                x = module(x, orders)
+                x = module(x, orders, next(drawn, None))
             maps.append(x.permute(0, 3, 1, 2))
         return maps[:0:-1]  # the coarsest map has no counterpart in the encoder
 
+    @torch.no_grad()
+    def _draw(self, x: Tensor) -> list[Tensor | None]:
+        """Drop path's factors of every module, all drawn by one kernel. None for one that draws its
+        own: where nothing is dropped, it does without."""
+        modules = [cast(LSSModule, m) for s in self.stages for m in cast(nn.ModuleList, s)]
+        counts = [len(module.blocks) for module in modules]
+        rates = [cast(HSSBlock, m.blocks[0]).drop_path.rate if m.blocks else 0.0 for m in modules]
+        key = (*zip(counts, rates, strict=True), x.device)
+        if key not in self._keep:
+            line = np.repeat(1 - np.array(rates), counts)
+            self._keep[key] = torch.from_numpy(line).to(x.device, torch.float32)
+        keep = self._keep[key].view(-1, 1, 1, 1, 1)
+        kept = torch.bernoulli(keep.expand(-1, len(x), -1, -1, -1))
+        factors = torch.div(kept, keep, out=torch.empty_like(kept, dtype=x.dtype))
+        parts = factors.split(counts)
+        return [p if rate else None for p, rate in zip(parts, rates, strict=True)]
+
     def orders(self, height: int, width: int, device: torch.device) -> Tensor:
         """The scan paths over a map of this size, int32 (K, H·W); made once per size."""
-        key = (height, width, device)
-        if key not in self._tables:
-            table = direction_orders(self.config.scan, self.config.directions, height, width)
-            with torch.inference_mode(False):  # so that a later training can use the table too
-                self._tables[key] = torch.from_numpy(table).to(device)
-        return self._tables[key]
+        self._make_tables([(height, width)], device)
+        return self._tables[height, width, device]
+
+    def _make_tables(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
+        missing = [size for size in sizes if (*size, device) not in self._tables]
+        if not missing:
+            return
+        made = _tables(self.config.scan, self.config.directions, tuple(missing))
+        with torch.inference_mode(False):  # so that a later training can use the tables too
+            for size, table in zip(missing, made, strict=True):
+                self._tables[(*size, device)] = table.to(device)
+
+
+# All at once: torch.compile (2.13) takes the results of one call, not of several, for constants.
+@constant_result
+def _tables(
+    method: str | Mapping[str, int],
+    directions: int | Literal["distinct"],
+    sizes: tuple[tuple[int, int], ...],
+) -> tuple[Tensor, ...]:
+    orders = (direction_orders(method, directions, *size) for size in sizes)
+    return tuple(torch.from_numpy(order) for order in orders)
 
 
 def lss_sizes(depth: int, hss_per_lss: int | None = None) -> list[int]:
