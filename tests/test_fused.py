@@ -12,10 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mambaad.fused as fused
 from mambaad.fused import depthwise
+from mambaad.fused.cosine import cosine_distance
 from mambaad.fused.instance import instance_norm_silu
 from mambaad.fused.norm import layer_norm
 
 OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "cosine_distance": lambda x: cosine_distance(x, x).unsqueeze(-1).expand(x.shape),
     "depthwise_conv": lambda x: depthwise.depthwise_conv(x, x.new_ones(4, 1, 3, 3)),
     "instance_norm_silu": instance_norm_silu,
     "layer_norm": lambda x: layer_norm(x, x.new_ones(4), x.new_zeros(4), gate=x),

@@ -137,10 +137,10 @@ def test_any_shape(shape: tuple[int, ...], silu: bool) -> None:
     assert wrong(draw(shape, 3), silu=silu) == {}
 
 
-@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("size", [1, 3, 7])
 def test_a_program_works_through_several_tiles(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """High ones, as of large maps, and the last program has fewer than the others."""
-    monkeypatch.setattr(depthwise_kernels, "WARPS", 2)
+    monkeypatch.setattr(depthwise_kernels, "SUMMING", 2)
     assert wrong(draw((3, 5, 5, 2), size), silu=True) == {}
 
 

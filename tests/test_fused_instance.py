@@ -158,6 +158,19 @@ def test_any_layout() -> None:
     assert torch.equal(turned, straight)
 
 
+@pytest.mark.usefixtures("split")
+def test_the_gradient_of_a_part_of_joined_maps() -> None:
+    """Its pixels lie apart and it begins in the middle of the whole's."""
+    x = picture((2, 4, 5, 6)).requires_grad_()
+    whole = picture((2, 4, 5, 18))
+    y = instance_norm_silu(x, kernel=True)
+    turned = whole[..., 6:12].transpose(1, 2).contiguous().transpose(1, 2)
+    expected = torch.autograd.grad(y, x, whole[..., 6:12].contiguous(), retain_graph=True)[0]
+    for dy in (whole[..., 6:12], turned, whole.permute(0, 1, 3, 2)[..., 6:12, :].mT):
+        found = torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+        assert torch.equal(found, expected)
+
+
 def test_plain_is_what_torch_computes() -> None:
     x = picture((2, 5, 7, 3))
     expected = F.silu(F.instance_norm(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)

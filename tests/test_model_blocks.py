@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_hss_is_equation_8() -> None:
     block = HSSBlock(8, 4).apply(initialise_decoder)
     x, table = torch.randn(2, 3, 4, 8), orders(3, 4, 4)
     with torch.no_grad():
-        inner, gate = block.in_proj(block.norm(x)).split(16, dim=-1)
+        inner, gate = block.in_proj(block.norm(x)[1]).split(16, dim=-1)
         conv = block.conv
         inner = F.conv2d(inner.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1, groups=16)
         inner = F.silu(inner).flatten(2).transpose(1, 2)
@@ -206,3 +207,44 @@ def test_drop_path_is_on_the_branch_only() -> None:
     x, table = torch.randn(3, 4, 4, 8), orders(4, 4, 2)
     assert torch.equal(block(x, table), x)
     assert not torch.equal(block.eval()(x, table), x)
+
+
+def one_by_one(module: LSSModule, x: Tensor, table: Tensor) -> Tensor:
+    """The module without anything done for several layers together."""
+    y = x
+    for block in module.blocks:
+        y = block(y, table)
+    branches = [y] + [branch(x) for branch in module.local.values()]
+    out: Tensor = x + module.fuse(torch.cat(branches, dim=-1))
+    return out
+
+
+@pytest.mark.parametrize("kernels", [(3,), (5, 7)])
+def test_layers_taken_together_change_nothing(kernels: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    module = LSSModule(8, 2, blocks=3, kernels=kernels).double()
+    x = torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *module.parameters()]
+    table, found = orders(4, 5, 2), []
+    for y in (module(x, table), one_by_one(module, x, table)):
+        upstream = torch.arange(y.numel(), dtype=torch.float64).view(y.shape).cos()
+        found.append([y, *torch.autograd.grad(y, leaves, upstream)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_drop_path_drops_each_branch_of_a_cascade() -> None:
+    """Sums of subsets of the branches, and in time every subset, each scaled up."""
+    torch.manual_seed(0)
+    module = LSSModule(1, 2, blocks=2, kernels=(), drop_path=0.5)
+    for block, value in zip(module.blocks, (1.0, 10.0), strict=True):
+        block.branch = _constant(value)  # type: ignore[assignment]
+    x, table = torch.zeros(64, 2, 2, 1), orders(2, 2, 2)
+    sums = module._cascade(x, table)
+    assert torch.equal(sums, sums[:, :1, :1].expand_as(sums))
+    assert set(sums[:, 0, 0, 0].tolist()) == {0.0, 2.0, 20.0, 22.0}
+    assert torch.equal(module.eval()._cascade(x, table), x + 11)
+
+
+def _constant(value: float) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda normal, _: torch.full_like(normal, value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from mambaad.model.layers import (
     InstanceNormSiLU,
     LayerNorm,
     PointwiseConv,
+    SumLayerNorm,
 )
 
 
@@ -57,3 +60,35 @@ def test_drop_path() -> None:
     assert y.mean().item() == pytest.approx(1.0, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
     assert DropPath(0.0)(x) is x
+
+
+def test_depthwise_weights_lie_side_by_side_whatever_happens_to_them() -> None:
+    torch.manual_seed(0)
+    drawn = torch.nn.Conv2d(6, 6, 5, groups=6).weight
+    torch.manual_seed(0)
+    layer = DepthwiseConv(6, 5, bias=True)
+    assert torch.equal(layer.weight, drawn)
+    beside = (1, 6, 30, 6)
+    assert layer.weight.stride() == beside
+    twin = copy.deepcopy(layer)
+    twin.load_state_dict({"weight": drawn.detach().clone(), "bias": torch.ones(6)})
+    assert twin.double().weight.stride() == beside
+    layer(torch.randn(1, 3, 3, 6)).sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.stride() == beside
+    other = layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    other.lay_out_weight()
+    assert other.weight.stride() == beside
+    assert torch.equal(other.weight, drawn)
+
+
+def test_the_norm_of_a_sum() -> None:
+    layer, factor = SumLayerNorm(4), torch.tensor([2.0, 0.0]).view(2, 1, 1)
+    x, branch = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    total, y = layer(x, branch, factor)
+    assert torch.equal(total, x + factor * branch)
+    assert torch.equal(y, F.layer_norm(total, (4,), layer.weight, layer.bias))
+    assert torch.equal(layer(x, branch)[0], x + branch)
+    alone, y = layer(x)
+    assert alone is x
+    assert torch.equal(y, F.layer_norm(x, (4,), layer.weight, layer.bias))

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
-from torch import nn
+from helpers import deviation
+from interpreter import interpreted_device
+from torch import Tensor, nn
 
+from mambaad.fused import batch
 from mambaad.model import parameter_count
-from mambaad.model.neck import Bottleneck, HalfFPN
+from mambaad.model.neck import Bottleneck, HalfFPN, _FusedNorms
+
+DEVICE = interpreted_device()
 
 
 def test_parameters() -> None:
@@ -88,3 +94,69 @@ def test_bottleneck_adds_its_input() -> None:
     nn.init.zeros_(last.weight)
     x = torch.randn(2, 64, 4, 4)
     assert torch.equal(block(x), x.clamp_min(0))
+
+
+def step(neck: HalfFPN, maps: list[Tensor], *, kernel: bool) -> dict[str, Tensor | None]:
+    """The neck's map, the gradients of all that it reads, and its statistics, in training."""
+    leaves = [m.detach().requires_grad_() for m in maps]
+    named = dict(neck.named_parameters())
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with pytest.MonkeyPatch.context() as patch, exact:
+        patch.setattr(batch, "runs", lambda _: kernel)
+        out = neck(leaves)
+        generator = torch.Generator().manual_seed(1)
+        dy = torch.randn(out.shape, generator=generator).to(DEVICE, out.dtype)
+        found = torch.autograd.grad(out, [*leaves, *named.values()], dy, allow_unused=True)
+    gradients = zip(["fine", "middle", "coarse", *named], found, strict=True)
+    return {"out": out.detach(), **dict(gradients), **dict(neck.named_buffers())}
+
+
+def test_norms_with_sum_and_relu_in_one_kernel() -> None:
+    """Two steps against float64: values, gradients and running statistics."""
+    torch.manual_seed(0)
+    neck = HalfFPN((4, 6, 8)).to(DEVICE)
+    for norm in neck.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.weight, 1.0, 0.3)
+            nn.init.normal_(norm.bias)
+    exact = copy.deepcopy(neck).double()
+    maps = [torch.rand(3, c, 16 // 2**i, 8 // 2**i).to(DEVICE) for i, c in enumerate((4, 6, 8))]
+    for _ in range(2):
+        found = step(neck, maps, kernel=True)
+        truth = step(exact, [m.double() for m in maps], kernel=False)
+    assert found.keys() == truth.keys()
+    for name, expected in truth.items():
+        value = found[name]
+        assert expected is not None, name
+        if name in ("side1.0.bias", "side2.0.bias", "join.0.bias"):
+            assert value is None, name
+            assert expected.abs().max() < 1e-12, name
+        elif expected.dtype == torch.int64:
+            assert torch.equal(value, expected), name
+            assert expected == 2, name
+        else:
+            assert value is not None, name
+            assert deviation(value, expected) < 2e-5, name
+
+
+def test_other_norms_run_by_themselves() -> None:
+    """Evaluation, a norm that is held, and one of another kind: the layers as they are."""
+    maps = [torch.rand(2, c, 8 // 2**i, 8 // 2**i, device=DEVICE) for i, c in enumerate((4, 6, 8))]
+    for change in (
+        lambda neck: neck.eval(),
+        lambda neck: neck.join[1].eval(),
+        lambda neck: setattr(neck.join[1], "momentum", None),
+        lambda neck: neck.join.__setitem__(1, nn.SyncBatchNorm(8)),
+    ):
+        neck = HalfFPN((4, 6, 8)).to(DEVICE)
+        change(neck)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batch, "runs", lambda _: True)
+            assert _FusedNorms.of(neck, maps[2]) is None
+    neck = HalfFPN((4, 6, 8)).to(DEVICE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch, "runs", lambda _: True)
+        assert _FusedNorms.of(neck, maps[2]) is not None
+        assert _FusedNorms.of(neck, maps[2][:1, :, :1, :1]) is None
+        with torch.no_grad():
+            assert _FusedNorms.of(neck, maps[2]) is None

@@ -11,10 +11,10 @@ import shutil
 from functools import lru_cache
 from importlib.util import find_spec
 
-import torch
+from mambaad.constants import constant_result
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def triton_runs() -> bool:
     """Whether Triton is there, and the C compiler that it builds its launchers with."""
     return _triton_runs()

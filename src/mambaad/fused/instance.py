@@ -111,28 +111,40 @@ def _power_of_2(n: int) -> int:
 @torch.library.custom_op("mambaad::instance_norm_silu", mutates_args=())
 def instance_norm_forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """y as x, and mean and 1/deviation, float32 (B, C), by the kernels."""
-    from mambaad.fused import instance_kernels
-
     x = x.contiguous()
     y = torch.empty_like(x)
+    return y, *normalise(x, eps, y)
+
+
+def normalise(x: Tensor, eps: float, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill y with the result for x; mean and 1/deviation, float32 (B, C).
+
+    Args:
+        x: (B, H, W, C), contiguous.
+        eps: Added to the variance.
+        y: As x, or a part of joined maps: channels side by side, pixels evenly apart.
+    """
+    from mambaad.fused import instance_kernels
+
     mean, rstd = (x.new_empty((x.shape[0], x.shape[3]), dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
-        return y, mean, rstd
+        return mean, rstd
     tiles, grid, sizes = _launch(x)
     pixels = x.shape[1] * x.shape[2]
+    steps = y.view(y.shape[0], pixels, y.shape[3]).stride()[:2]
     with torch.cuda.device_of(x):
         if tiles.pixels >= pixels:
             instance_kernels.instance_norm_whole_kernel[(grid[0], grid[2])](
-                x, y, mean, rstd, pixels, eps, **sizes
+                x, y, mean, rstd, pixels, eps, *steps, **sizes
             )
-            return y, mean, rstd
+            return mean, rstd
         partial = _partial(x, tiles)
         sizes["STEPS"] = tiles.steps
         instance_kernels.instance_moments_kernel[grid](x, partial, pixels, **sizes)
         instance_kernels.instance_apply_kernel[grid](
-            x, partial, y, mean, rstd, pixels, eps, SPANS=_power_of_2(tiles.spans), **sizes
+            x, partial, y, mean, rstd, pixels, eps, *steps, SPANS=_power_of_2(tiles.spans), **sizes
         )
-    return y, mean, rstd
+    return mean, rstd
 
 
 @instance_norm_forward.register_fake
@@ -146,7 +158,8 @@ def instance_norm_backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) ->
     """The gradient of x."""
     from mambaad.fused import instance_kernels
 
-    dy, x = dy.contiguous(), x.contiguous()
+    dy, x = _even_pixels(dy), x.contiguous()
+    steps = dy.stride(0), dy.stride(1)
     dx = torch.empty_like(x)
     if x.numel() == 0:
         return dx
@@ -155,16 +168,16 @@ def instance_norm_backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) ->
     with torch.cuda.device_of(x):
         if tiles.pixels >= pixels:
             instance_kernels.instance_norm_backward_whole_kernel[(grid[0], grid[2])](
-                dy, x, mean, rstd, dx, pixels, **sizes
+                dy, x, mean, rstd, dx, pixels, *steps, **sizes
             )
             return dx
         partial = _partial(x, tiles)
         sizes["STEPS"] = tiles.steps
         instance_kernels.instance_backward_sums_kernel[grid](
-            dy, x, mean, rstd, partial, pixels, **sizes
+            dy, x, mean, rstd, partial, pixels, *steps, **sizes
         )
         instance_kernels.instance_backward_apply_kernel[grid](
-            dy, x, mean, rstd, partial, dx, pixels, SPANS=_power_of_2(tiles.spans), **sizes
+            dy, x, mean, rstd, partial, dx, pixels, *steps, SPANS=_power_of_2(tiles.spans), **sizes
         )
     return dx
 
@@ -177,6 +190,15 @@ def _(
     rstd: Tensor,  # noqa: ARG001
 ) -> Tensor:
     return x.new_empty(x.shape)
+
+
+def _even_pixels(x: Tensor) -> Tensor:
+    """x as (B, pixels, C), channels side by side: a view if the pixels lie evenly, else a copy.
+
+    The gradient of a part of joined maps is such a view of the whole's.
+    """
+    flat = x.flatten(1, 2)
+    return flat if flat.stride(2) == 1 else flat.contiguous()
 
 
 def _launch(x: Tensor) -> tuple[Tiling, tuple[int, int, int], dict[str, int]]:

@@ -4,7 +4,8 @@ A tile is PIXELS pixels of CHANNELS channels of one picture. The ``whole`` kerne
 tile. The others split it: a span of STEPS tiles for each program, one kernel for what is known of a
 span, one that puts the spans together (every program for itself, in the same order) and applies the
 result. Everything is float32 inside; mean and rstd (1/deviation) are (B, C), all else contiguous
-(B, pixels, C).
+(B, pixels, C) but y and dy, whose pictures and pixels are ``y_picture`` and ``y_pixel``,
+``dy_picture`` and ``dy_pixel`` elements apart.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -20,6 +21,47 @@ def silu_slope(x):
 
 
 @triton.jit
+def centred_tile(x, known, count):
+    """The mean of a tile's columns, and the tile less the mean. x is 0 where nothing is known.
+
+    Twice: the second mean is of distances from a mean that is good to a few bits, so that nothing
+    cancels. Distances from a pixel would lose the others' digits where that is a bright one.
+    """
+    origin = tl.sum(x, axis=0) / count
+    away = tl.where(known, x - origin[None, :], 0.0)
+    shift = tl.sum(away, axis=0) / count
+    return origin + shift, tl.where(known, away - shift[None, :], 0.0)
+
+
+@triton.jit
+def joined_moments(partial_ptr, channel, spans, pixels, C, SPAN, SPANS: tl.constexpr):
+    """Mean and variance of a picture from those of its spans, SPAN pixels each but the last."""
+    part = tl.arange(0, SPANS)[:, None]
+    here = (part < spans) & (channel < C)[None, :]
+    partial_at = partial_ptr + part * 2 * C + channel[None, :]
+    means = tl.load(partial_at, mask=here, other=0.0)
+    spreads = tl.load(partial_at + C, mask=here, other=0.0)
+    count = tl.minimum(pixels - part * SPAN, SPAN).to(tl.float32)
+    count = tl.where(here, count, 0.0)
+    origin = tl.load(partial_ptr + channel, mask=channel < C, other=0.0)
+    away = means - origin[None, :]
+    shift = tl.sum(away * count, axis=0) / pixels
+    gap = away - shift[None, :]
+    variance = tl.sum(spreads + gap * gap * count, axis=0) / pixels
+    return origin + shift, variance
+
+
+@triton.jit
+def joined_sums(partial_ptr, channel, spans, C, SPANS: tl.constexpr):
+    """The two sums of a picture from those of its spans."""
+    part = tl.arange(0, SPANS)[:, None]
+    here = (part < spans) & (channel < C)[None, :]
+    partial_at = partial_ptr + part * 2 * C + channel[None, :]
+    first = tl.sum(tl.load(partial_at, mask=here, other=0.0), axis=0)
+    return first, tl.sum(tl.load(partial_at + C, mask=here, other=0.0), axis=0)
+
+
+@triton.jit
 def instance_norm_whole_kernel(
     x_ptr,
     y_ptr,
@@ -27,6 +69,8 @@ def instance_norm_whole_kernel(
     rstd_ptr,
     pixels,
     eps,
+    y_picture,
+    y_pixel,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -39,16 +83,12 @@ def instance_norm_whole_kernel(
     known = (pixel < pixels) & (channel < C)[None, :]
     at = pixel * C + channel[None, :]
     x = tl.load(x_ptr + first + at, mask=known, other=0.0).to(tl.float32)
-    # Sums are of distances from the first pixel, then from the mean, so that nothing cancels.
-    origin = tl.load(x_ptr + first + channel, mask=channel < C, other=0.0).to(tl.float32)
-    away = tl.where(known, x - origin[None, :], 0.0)
-    shift = tl.sum(away, axis=0) / pixels
-    mean = origin + shift
-    centred = tl.where(known, away - shift[None, :], 0.0)
+    mean, centred = centred_tile(x, known, pixels)
     rstd = tl.rsqrt(tl.sum(centred * centred, axis=0) / pixels + eps)
     normal = centred * rstd[None, :]
     y = normal * tl.sigmoid(normal)
-    tl.store(y_ptr + first + at, y.to(y_ptr.dtype.element_ty), mask=known)
+    y_at = picture * y_picture + pixel * y_pixel + channel[None, :]
+    tl.store(y_ptr + y_at, y.to(y_ptr.dtype.element_ty), mask=known)
     tl.store(mean_ptr + picture * C + channel, mean, mask=channel < C)
     tl.store(rstd_ptr + picture * C + channel, rstd, mask=channel < C)
 
@@ -61,6 +101,8 @@ def instance_norm_backward_whole_kernel(
     rstd_ptr,
     dx_ptr,
     pixels,
+    dy_picture,
+    dy_pixel,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -72,7 +114,8 @@ def instance_norm_backward_whole_kernel(
     first = picture * pixels * C
     known = (pixel < pixels) & (channel < C)[None, :]
     at = pixel * C + channel[None, :]
-    dy = tl.load(dy_ptr + first + at, mask=known, other=0.0).to(tl.float32)
+    dy_at = picture * dy_picture + pixel * dy_pixel + channel[None, :]
+    dy = tl.load(dy_ptr + dy_at, mask=known, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + first + at, mask=known, other=0.0).to(tl.float32)
     mean = tl.load(mean_ptr + picture * C + channel, mask=channel < C, other=0.0)[None, :]
     rstd = tl.load(rstd_ptr + picture * C + channel, mask=channel < C, other=0.0)[None, :]
@@ -109,15 +152,11 @@ def instance_moments_kernel(
         pixel = start + tl.arange(0, PIXELS)[:, None]
         known = (pixel < pixels) & (channel < C)[None, :]
         x = tl.load(x_ptr + pixel * C + channel[None, :], mask=known, other=0.0).to(tl.float32)
-        here = (start * C + channel < pixels * C) & (channel < C)
-        origin = tl.load(x_ptr + start * C + channel, mask=here, other=0.0).to(tl.float32)
         count = tl.maximum(tl.minimum(pixels - start, PIXELS), 0).to(tl.float32)
         # A tile past the end has count 0 and changes nothing.
-        away = tl.where(known, x - origin[None, :], 0.0)
-        shift = tl.sum(away, axis=0) / tl.maximum(count, 1.0)
-        centred = tl.where(known, away - shift[None, :], 0.0)
+        own, centred = centred_tile(x, known, tl.maximum(count, 1.0))
         share = count / tl.maximum(seen + count, 1.0)
-        gap = origin - mean + shift
+        gap = own - mean
         spread += tl.sum(centred * centred, axis=0) + gap * gap * seen * share
         mean += gap * share
         seen += count
@@ -135,6 +174,8 @@ def instance_apply_kernel(
     rstd_ptr,
     pixels,
     eps,
+    y_picture,
+    y_pixel,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -145,20 +186,8 @@ def instance_apply_kernel(
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     span, picture = tl.program_id(1), tl.program_id(2).to(tl.int64)
     spans = tl.num_programs(1)
-    part = tl.arange(0, SPANS)[:, None]
-    here = (part < spans) & (channel < C)[None, :]
-    partial_at = partial_ptr + picture * spans * 2 * C + part * 2 * C + channel[None, :]
-    means = tl.load(partial_at, mask=here, other=0.0)
-    spreads = tl.load(partial_at + C, mask=here, other=0.0)
-    count = tl.minimum(pixels - part * STEPS * PIXELS, STEPS * PIXELS).to(tl.float32)
-    count = tl.where(here, count, 0.0)
-    origin_at = partial_ptr + picture * spans * 2 * C + channel
-    origin = tl.load(origin_at, mask=channel < C, other=0.0)
-    away = means - origin[None, :]
-    shift = tl.sum(away * count, axis=0) / pixels
-    mean = origin + shift
-    gap = away - shift[None, :]
-    variance = tl.sum(spreads + gap * gap * count, axis=0) / pixels
+    partial_ptr += picture * spans * 2 * C
+    mean, variance = joined_moments(partial_ptr, channel, spans, pixels, C, STEPS * PIXELS, SPANS)
     rstd = tl.rsqrt(variance + eps)
 
     first = picture * pixels * C
@@ -169,7 +198,8 @@ def instance_apply_kernel(
         x = tl.load(x_ptr + at, mask=known, other=0.0).to(tl.float32)
         normal = tl.where(known, (x - mean[None, :]) * rstd[None, :], 0.0)
         y = normal * tl.sigmoid(normal)
-        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=known)
+        y_at = picture * y_picture + pixel * y_pixel + channel[None, :]
+        tl.store(y_ptr + y_at, y.to(y_ptr.dtype.element_ty), mask=known)
     if span == 0:
         tl.store(mean_ptr + picture * C + channel, mean, mask=channel < C)
         tl.store(rstd_ptr + picture * C + channel, rstd, mask=channel < C)
@@ -183,6 +213,8 @@ def instance_backward_sums_kernel(
     rstd_ptr,
     partial_ptr,
     pixels,
+    dy_picture,
+    dy_pixel,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -196,11 +228,13 @@ def instance_backward_sums_kernel(
     level = tl.zeros((CHANNELS,), tl.float32)
     along = tl.zeros((CHANNELS,), tl.float32)
     first = picture * pixels * C
+    dy_ptr += picture * dy_picture
     for step in range(STEPS):
         pixel = (span * STEPS + step) * PIXELS + tl.arange(0, PIXELS)[:, None]
         known = (pixel < pixels) & (channel < C)[None, :]
         at = first + pixel * C + channel[None, :]
-        dy = tl.load(dy_ptr + at, mask=known, other=0.0).to(tl.float32)
+        dy_at = pixel * dy_pixel + channel[None, :]
+        dy = tl.load(dy_ptr + dy_at, mask=known, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + at, mask=known, other=0.0).to(tl.float32)
         normal = tl.where(known, (x - mean) * rstd, 0.0)
         slope = dy * silu_slope(normal)  # 0 where nothing is known, as dy is
@@ -220,6 +254,8 @@ def instance_backward_apply_kernel(
     partial_ptr,
     dx_ptr,
     pixels,
+    dy_picture,
+    dy_pixel,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -230,19 +266,18 @@ def instance_backward_apply_kernel(
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     span, picture = tl.program_id(1), tl.program_id(2).to(tl.int64)
     spans = tl.num_programs(1)
-    part = tl.arange(0, SPANS)[:, None]
-    here = (part < spans) & (channel < C)[None, :]
-    partial_at = partial_ptr + picture * spans * 2 * C + part * 2 * C + channel[None, :]
-    level = tl.sum(tl.load(partial_at, mask=here, other=0.0), axis=0)[None, :] / pixels
-    along = tl.sum(tl.load(partial_at + C, mask=here, other=0.0), axis=0)[None, :] / pixels
+    level, along = joined_sums(partial_ptr + picture * spans * 2 * C, channel, spans, C, SPANS)
+    level, along = level[None, :] / pixels, along[None, :] / pixels
     mean = tl.load(mean_ptr + picture * C + channel, mask=channel < C, other=0.0)[None, :]
     rstd = tl.load(rstd_ptr + picture * C + channel, mask=channel < C, other=0.0)[None, :]
     first = picture * pixels * C
+    dy_ptr += picture * dy_picture
     for step in range(STEPS):
         pixel = (span * STEPS + step) * PIXELS + tl.arange(0, PIXELS)[:, None]
         known = (pixel < pixels) & (channel < C)[None, :]
         at = first + pixel * C + channel[None, :]
-        dy = tl.load(dy_ptr + at, mask=known, other=0.0).to(tl.float32)
+        dy_at = pixel * dy_pixel + channel[None, :]
+        dy = tl.load(dy_ptr + dy_at, mask=known, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + at, mask=known, other=0.0).to(tl.float32)
         normal = tl.where(known, (x - mean) * rstd, 0.0)
         dx = rstd * (dy * silu_slope(normal) - level - normal * along)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaad.fused import triton_runs
+from mambaad.fused.sums import column_sums
 
 PROGRAMS = 528
 """Most programs of the backward kernel: four on each processor of an H200.
@@ -146,6 +147,10 @@ def layer_norm_forward(
             rows,
             stride,
             eps,
+            None,
+            None,
+            None,
+            1,
             D=channels,
             BLOCK=block,
             ROWS=tiling.rows,
@@ -179,19 +184,39 @@ def layer_norm_backward(
     rstd: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x and of the gate (empty without one), and (2, D): of weight and bias."""
+    dgate = x.new_empty(0) if gate is None else x.new_empty(x.shape, dtype=gate.dtype)
+    dx, partial = layer_norm_gradients(dy, x, weight, bias, gate, mean, rstd, dgate)
+    sums = column_sums(partial, torch.float32)
+    return dx, dgate, sums.view(2, -1)
+
+
+def layer_norm_gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gate: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    dgate: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and parts whose sum is that of weight and bias: (parts, 2 D), float32.
+
+    Args:
+        dgate: Is filled with the gate's gradient; its rows lie evenly, as in a half of a wider map.
+    """
     import triton
 
     from mambaad.fused.norm_kernels import layer_norm_backward_kernel
 
     x, channels, rows = x.contiguous(), x.shape[-1], mean.shape[0]
     dx = torch.empty_like(x)
-    dgate = x.new_empty(0) if gate is None else x.new_empty(x.shape, dtype=gate.dtype)
     block = triton.next_power_of_2(channels)
     tiling = backward_tiling(block, x.element_size())
     tiles = triton.cdiv(rows, tiling.rows)
     steps = backward_steps(tiles)
     programs = triton.cdiv(tiles, steps)
-    partial = x.new_empty((programs, 2, channels), dtype=torch.float32)
+    partial = x.new_empty((programs, 2 * channels), dtype=torch.float32)
     if rows > 0:
         flat, stride = _gate_rows(gate, channels)
         with torch.cuda.device_of(x):
@@ -208,6 +233,12 @@ def layer_norm_backward(
                 partial,
                 rows,
                 stride,
+                None,
+                0,
+                None,
+                None,
+                1,
+                0 if gate is None else dgate.view(-1, channels).stride(0),
                 D=channels,
                 BLOCK=block,
                 ROWS=tiling.rows,
@@ -215,7 +246,7 @@ def layer_norm_backward(
                 GATED=gate is not None,
                 num_warps=tiling.warps,
             )
-    return dx, dgate, partial.sum(0)
+    return dx, partial
 
 
 @layer_norm_backward.register_fake

@@ -1,7 +1,8 @@
 """The Triton kernels of the gated layer normalisation; ``norm`` launches them.
 
 A tile is ROWS whole rows, BLOCK >= D columns wide. Everything is float32 inside. x, dy, y and the
-gradients are contiguous (rows, D); rows of the gate are ``gate_stride`` elements apart.
+gradients are contiguous (rows, D); rows of the gate and of its gradient are ``gate_stride`` and
+``dgate_stride`` elements apart.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -21,18 +22,34 @@ def layer_norm_kernel(
     rows,
     gate_stride,
     eps,
+    branch_ptr,
+    factor_ptr,
+    total_ptr,
+    pixels,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     GATED: tl.constexpr,
 ):
-    """y = LN(x) · SiLU(gate), and the mean and 1/deviation of every row."""
+    """y = LN(x) · SiLU(gate), and the mean and 1/deviation of every row.
+
+    With a branch x is ``total`` = x + factor · branch; a factor is that of ``pixels`` rows.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     wide = row.to(tl.int64)[:, None]
     known = (row < rows)[:, None] & (column < D)[None, :]
     at = wide * D + column[None, :]
     x = tl.load(x_ptr + at, mask=known, other=0.0).to(tl.float32)
+    if branch_ptr is not None:
+        branch = tl.load(branch_ptr + at, mask=known, other=0.0).to(tl.float32)
+        if factor_ptr is not None:
+            factor = tl.load(factor_ptr + row // pixels, mask=row < rows, other=0.0)
+            branch *= factor.to(tl.float32)[:, None]
+            branch = branch.to(branch_ptr.dtype.element_ty).to(tl.float32)  # as by itself
+        total = (x + branch).to(total_ptr.dtype.element_ty)
+        tl.store(total_ptr + at, total, mask=known)
+        x = total.to(tl.float32)
     if GATED:
         gate = tl.load(gate_ptr + wide * gate_stride + column[None, :], mask=known, other=0.0)
     weight = tl.load(weight_ptr + column, mask=column < D, other=0.0).to(tl.float32)
@@ -65,6 +82,12 @@ def layer_norm_backward_kernel(
     partial_ptr,
     rows,
     gate_stride,
+    dtotal_ptr,
+    dtotal_stride,
+    factor_ptr,
+    dbranch_ptr,
+    pixels,
+    dgate_stride,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -72,6 +95,9 @@ def layer_norm_backward_kernel(
     GATED: tl.constexpr,
 ):
     """dx, dgate, and this program's part of dweight and dbias: partial (programs, 2, D).
+
+    ``dtotal``, whose rows are ``dtotal_stride`` elements apart, is the gradient that x has from
+    elsewhere. With a factor, dbranch = factor · dx.
 
     A program takes STEPS tiles, ``programs`` apart, in this order always, so that the sums are the
     same bits each time.
@@ -100,7 +126,8 @@ def layer_norm_backward_kernel(
             sigmoid = tl.sigmoid(gate)
             slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
             dgate = dy * (normal * weight + bias) * slope
-            tl.store(dgate_ptr + at, dgate.to(dgate_ptr.dtype.element_ty), mask=known)
+            dgate_at = wide * dgate_stride + column[None, :]
+            tl.store(dgate_ptr + dgate_at, dgate.to(dgate_ptr.dtype.element_ty), mask=known)
             dy *= gate * sigmoid
         dweight += dy * normal
         dbias += dy
@@ -109,7 +136,16 @@ def layer_norm_backward_kernel(
         along = tl.sum(dnormal * normal, axis=1)[:, None] / D
         level = tl.sum(dnormal, axis=1)[:, None] / D
         dx = rstd * (dnormal - level - normal * along)
+        if D == 1:  # it has no influence; the terms, contracted to fma, would not cancel
+            dx = tl.zeros_like(dx)
+        if dtotal_ptr is not None:
+            dtotal_at = wide * dtotal_stride + column[None, :]
+            dx += tl.load(dtotal_ptr + dtotal_at, mask=known, other=0.0).to(tl.float32)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=known)
+        if factor_ptr is not None:
+            factor = tl.load(factor_ptr + row // pixels, mask=row < rows, other=0.0)
+            dbranch = dx * factor.to(tl.float32)[:, None]
+            tl.store(dbranch_ptr + at, dbranch.to(dbranch_ptr.dtype.element_ty), mask=known)
     partial_at = partial_ptr + tl.program_id(0) * 2 * D + column
     tl.store(partial_at, tl.sum(dweight, axis=0), mask=within)
     tl.store(partial_at + D, tl.sum(dbias, axis=0), mask=within)

@@ -11,9 +11,16 @@ Feature maps here are channels first: (B, C, H, W).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mambaad.fused import batch
+
+MOMENTUM = 0.1
+"""Weight of a batch in the running statistics, torch's own."""
 
 BOTTLENECKS = 3
 EXPANSION = 4
@@ -47,10 +54,24 @@ class HalfFPN(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Args: three (B, C_i, H_i, W_i), finest first. Returns: (B, 2 C_3, H_3 / 2, W_3 / 2)."""
         fine, middle, coarse = maps
+        fused = _FusedNorms.of(self, coarse)
+        if fused is not None:
+            return self._train_on_gpu(fused, fine, middle, coarse)
         middle = self.side1(middle) + self.down1(fine)
         coarse = self.side2(coarse) + self.down2(middle)
         out: Tensor = self.bottlenecks(self.join(coarse))
         return out
+
+    def _train_on_gpu(
+        self, fused: _FusedNorms, fine: Tensor, middle: Tensor, coarse: Tensor
+    ) -> Tensor:
+        middle = fused.layer(self.side1, middle) + fused.layer(self.down1, fine)
+        coarse = fused.layer(self.side2, coarse) + fused.layer(self.down2, middle)
+        x = fused.layer(self.join, coarse)
+        for block in self.bottlenecks:
+            x = fused.bottleneck(cast(Bottleneck, block), x)
+        fused.follow()
+        return x
 
 
 class Bottleneck(nn.Module):
@@ -73,6 +94,66 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x))
+
+
+class _FusedNorms:
+    """Runs the neck's layers in training with each norm, sum and ReLU in one kernel.
+
+    A convolution's bias before a norm is left out: the norm takes it away. It counts in the running
+    mean, and gets no gradient: that is zero, and only rounding would make it something else.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[nn.BatchNorm2d, batch.Moments]] = []
+
+    @classmethod
+    def of(cls, neck: HalfFPN, x: Tensor) -> _FusedNorms | None:
+        """None where the layers have to run by themselves: not training, no GPU, other norms."""
+        if not (neck.training and torch.is_grad_enabled() and batch.runs(x)):
+            return None
+        norms = [m for m in neck.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        usual = all(
+            type(m) is nn.BatchNorm2d
+            and m.training
+            and m.affine
+            and m.track_running_stats
+            and m.momentum == MOMENTUM
+            for m in norms
+        )
+        pixels = x.shape[0] * x.shape[2] * x.shape[3] // 4  # of the smallest map
+        return cls() if usual and pixels > 1 else None
+
+    def layer(
+        self, layers: nn.Module, x: Tensor, *, residual: Tensor | None = None, relu: bool = True
+    ) -> Tensor:
+        """A convolution and its norm, the first two of ``layers``; then the sum and the ReLU."""
+        convolution, norm, *_ = cast(nn.Sequential, layers)
+        convolution, norm = cast(nn.Conv2d, convolution), cast(nn.BatchNorm2d, norm)
+        x = F.conv2d(x, convolution.weight, None, convolution.stride, convolution.padding)
+        y, moments = batch.batch_norm(
+            x, norm.weight, norm.bias, norm.eps,
+            shift=convolution.bias, residual=residual, relu=relu,
+        )  # fmt: skip
+        self._seen.append((norm, moments))
+        return y
+
+    def bottleneck(self, block: Bottleneck, x: Tensor) -> Tensor:
+        """The residual block."""
+        body, shortcut = block.body, x
+        if not isinstance(block.shortcut, nn.Identity):
+            shortcut = self.layer(block.shortcut, x, relu=False)
+        y = self.layer(body[3:6], self.layer(body[:3], x))
+        return self.layer(body[6:], y, residual=shortcut)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the running statistics of all norms, at once."""
+        running = [cast(Tensor, norm.running_mean) for norm, _ in self._seen]
+        running += [cast(Tensor, norm.running_var) for norm, _ in self._seen]
+        found = [moments.mean for _, moments in self._seen]
+        found += [moments.variance for _, moments in self._seen]
+        torch._foreach_lerp_(running, found, MOMENTUM)
+        torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm, _ in self._seen], 1)
 
 
 def _conv(
