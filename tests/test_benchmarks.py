@@ -18,12 +18,14 @@ from interpreter import interpreted_device
 import mambaad.cli
 from mambaad.config import ModelConfig
 from mambaad.fused import triton_runs
+from mambaad.model.builtin import BuiltinNetwork, save_builtin
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # the scan's last, because it puts this folder first in the path
 NAMES = (
     "cache",
     "compiled",
+    "encoders",
     "training",
     "inference",
     "machine",
@@ -31,6 +33,8 @@ NAMES = (
     "scaling",
     "timing",
     "end_to_end",
+    "extend",
+    "variants",
     "scan",
 )
 TINY = ["--device", "cpu", "--encoder", "filterbank", "--depths", "1", "1", "1", "1"]
@@ -298,6 +302,63 @@ def test_end_to_end_stops_at_a_failure(
     assert capsys.readouterr().out == ""
 
 
+def test_encoders(
+    scripts: Scripts,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: Output,
+) -> None:
+    def call(arguments: Sequence[str], _: Mapping[str, str]) -> float:
+        with redirect_stdout(io.StringIO()), suppress(SystemExit):
+            mambaad.cli.main(list(arguments))
+        return 2.0
+
+    monkeypatch.setattr(scripts["end_to_end"], "call", call)
+    save_builtin(BuiltinNetwork(), tmp_path / "builtin.safetensors")
+    weights = scripts["encoders"].write_random(tmp_path / "resnet18.safetensors")
+    settings = ["model.depths=[1, 1, 1, 1]", "model.directions=2", "data.image_size=64"]
+    settings.append('data.categories=["metal"]')
+    scripts["encoders"].main(
+        [
+            *(str(tiny_data), "--builtin-weights", str(tmp_path / "builtin.safetensors")),
+            *("--encoder-weights", str(weights), "--device", "cpu", "--epochs", "1"),
+            *("--seeds", "1", "--size", "64", "--batch", "1", "--rounds", "1", "--repeats", "2"),
+            *("--out", str(tmp_path / "runs")),
+            *(word for setting in settings for word in ("--set", setting)),
+        ]
+    )
+    speed, runs, means, share = capsys.readouterr().out.split("\n\n")
+    timed = list(csv.DictReader(speed.splitlines()))
+    assert [row["encoder"] for row in timed] == ["builtin", "resnet18"]
+    assert float(timed[0]["parameters"]) < float(timed[1]["parameters"])
+    assert timed[1]["share_of_resnet18"] == "1.000"
+    found = list(csv.DictReader(runs.splitlines()))
+    assert [row["encoder"] for row in found] == ["builtin", "resnet18", "random"]
+    assert found[1]["mAD mean"] == found[2]["mAD mean"]  # the given weights are the random ones
+    assert found[0]["mAD mean"] != found[1]["mAD mean"]
+    shown = [(row["encoder"], row["category"]) for row in csv.DictReader(means.splitlines())]
+    assert shown[:2] == [("builtin", "metal"), ("builtin", "mean")]
+    assert share == '"share of the gain kept, %",nan\n'
+
+
+def test_a_wrong_encoder_is_not_timed(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    encoders = scripts["encoders"]
+    right = encoders.inference_copy
+
+    def other(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+        twin: torch.nn.Module = right(network, dtype)
+        next(twin.parameters()).data.mul_(1.01)
+        return twin
+
+    monkeypatch.setattr(encoders, "inference_copy", other)
+    with pytest.raises(SystemExit, match=r"^map 1 of builtin in float32 is off by .*: nothing"):
+        encoders.main(["--size", "64", "--batch", "1", "--device", "cpu"])
+    assert "builtin" not in capsys.readouterr().out
+
+
 def test_jumps(scripts: Scripts) -> None:
     count = scripts["end_to_end"].count_jumps
     assert count([5.0]) == (0, 1.0)
@@ -360,3 +421,90 @@ def test_a_wrong_cache_is_not_timed(scripts: Scripts, tmp_path: Path) -> None:
     file.write_bytes(raw)
     with pytest.raises(RuntimeError, match="is kept wrongly; nothing was timed"):
         script.check(tmp_path, 2, 8)
+
+
+def in_this_process(arguments: Sequence[str], environment: Mapping[str, str]) -> float:
+    """The command line in this process, which starts more quickly."""
+    assert environment
+    with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
+        mambaad.cli.main(list(arguments))
+    assert not ended.value.code
+    return 2.0
+
+
+def test_extend(
+    scripts: Scripts,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: Output,
+) -> None:
+    monkeypatch.setattr(scripts["extend"], "call", in_this_process)
+    settings = ["model.depths=[1, 1, 1, 1]", "model.directions=2", "data.image_size=64"]
+    arguments = [
+        *(str(tiny_data), "--encoder", "filterbank", "--device", "cpu", "--epochs", "1"),
+        *("--left-out", "wood", "--replay", "2", "--alone", "--out", str(tmp_path)),
+        *(word for setting in settings for word in ("--set", setting)),
+    ]
+    scripts["extend"].main(arguments)
+    first, _, second = capsys.readouterr().out.partition("\n\n")
+    found = list(csv.DictReader(first.splitlines()))
+    keys = [(row["network"], row["product"], row["category"]) for row in found]
+    both = ["metal", "wood", "mean"]
+    assert keys == [
+        *(("joint", "", name) for name in both),
+        *(("without", "wood", name) for name in ("metal", "mean")),
+        *(("unseen", "wood", name) for name in ("wood", "mean")),
+        *(("extended", "wood", name) for name in both),
+        *(("alone", name, category) for name in ("metal", "wood") for category in (name, "mean")),
+    ]
+    (row,) = csv.DictReader(second.splitlines())
+    mad = {key: line["mAD"] for key, line in zip(keys, found, strict=True)}
+    assert row["old_before"] == mad["without", "wood", "metal"]
+    assert row["old_after"] == mad["extended", "wood", "metal"]
+    assert row["new_before"] == mad["unseen", "wood", "wood"]
+    assert row["new_joint"] == mad["joint", "", "wood"]
+    assert row["new_alone"] == mad["alone", "wood", "wood"]
+    assert (row["left_out"], row["extend_s"], row["joint_s"]) == ("wood", "2.0", "2.0")
+
+    def not_again(*_: object) -> float:
+        raise AssertionError("it was done already")
+
+    monkeypatch.setattr(scripts["extend"], "call", not_again)
+    scripts["extend"].main(arguments)
+    assert capsys.readouterr().out == f"{first}\n\n{second}"
+    with pytest.raises(SystemExit, match=r"no product \['glass'\] to leave out"):
+        scripts["extend"].main([str(tiny_data), "--left-out", "glass"])
+
+
+def test_variants(
+    scripts: Scripts,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_data: Path,
+    tmp_path: Path,
+    capsys: Output,
+) -> None:
+    monkeypatch.setattr(scripts["variants"], "call", in_this_process)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    tiny = "variant:fast;model.encoder=filterbank"
+    scripts["variants"].main(
+        [
+            *("--row", f"tiny={tiny}", f"half={tiny};model.directions=4", "--size", "64"),
+            *("--rounds", "1", "--device", "cpu", "--data", str(tiny_data), "--epochs", "1"),
+            *("--seeds", "1", "--out", str(tmp_path), "--set", "train.batch_size=6"),
+        ]
+    )
+    found = rows(capsys)
+    assert [(r["row"], r["directions"], r["seeds"]) for r in found] == [
+        ("tiny", "2", "1"),
+        ("half", "4", "1"),
+    ]
+    assert float(found[0]["trainable_m"]) < float(found[1]["trainable_m"])
+    for row in found:
+        assert row["depths"] == "1-1-1-1"
+        assert 0 < float(row["cpu_fastest_ms"]) <= float(row["cpu_ms"])
+        assert row["mAD"]
+        assert not row["mAD_deviation"]
+        assert not row["gpu_bf16_ms"]
+    name, settings = scripts["variants"].settings_of("paper")
+    assert (name, settings) == ("paper", {})

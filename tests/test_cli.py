@@ -20,7 +20,7 @@ from mambaad.config import ModelConfig
 VERBS = (
     "train", "test", "predict", "calibrate", "profile",
     "check", "datasets", "prepare", "synthesize", "demo", "scans", "convert", "stress",
-    "ablate", "table", "tune",
+    "ablate", "table", "tune", "extend", "remember",
 )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def test_mistakes_are_one_line_and_status_2(
         ("train", "--resume", "--out", tiny_run): "training is complete",
         ("test", tmp_path): "not a run folder",
         ("test", tiny_run, "--protocol", "best"): "protocol must be one of",
-        ("test", tiny_run, "--pro-limit", "2"): "pro_limit must be in (0, 1]",
+        ("test", tiny_run, "--pro-limit", "2"): "pro_limit must be a number in (0, 1]",
         ("predict", tiny_run, tmp_path / "no.png"): "no such file or folder",
         ("predict", tiny_run, tiny_data, "--category", "tin"): "no category 'tin'",
         ("check", tmp_path / "nothing"): "nothing",

@@ -13,8 +13,9 @@ import mambaad
 PACKAGE = Path(mambaad.__file__).parent
 
 LAYERS = [
-    {"errors", "files"},
-    {"checks", "layout_names", "tiling"},
+    {"constants", "errors", "files"},
+    {"checks", "layout_names", "recipes", "settings_table", "tiling"},
+    {"train_config"},
     {
         "blend",
         "config",
@@ -27,10 +28,12 @@ LAYERS = [
         "pipeline",
         "replay",
         "scan",
+        "scores",
         "sheets",
     },
     {"data", "model", "drawing", "grids", "presets"},
     {
+        "average",
         "batches",
         "checkpoint",
         "counting",
@@ -41,16 +44,18 @@ LAYERS = [
         "grouping",
         "inference",
         "mixed",
+        "optimisers",
         "prediction",
         "reading",
+        "schedules",
         "steps",
     },
     {"calibrate", "compare", "convert", "fit", "splits", "state"},
-    {"evaluate", "predict", "steplog"},
+    {"evaluate", "kept_pictures", "predict", "steplog"},
     {"train", "report", "results"},
-    {"testing", "profile", "stress", "tune", "display", "serve", "runtime"},
+    {"extend", "testing", "profile", "stress", "tune", "display", "serve", "runtime"},
     {"ablate", "demo", "options"},
-    {"tools", "tools_data", "tools_stress", "tools_studies", "tools_tune"},
+    {"tools", "tools_data", "tools_extend", "tools_stress", "tools_studies", "tools_tune"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -246,7 +246,7 @@ def test_maps_are_exported_and_compiled() -> None:
     torch.manual_seed(0)
     maps = tuple(torch.randn(1, 4, 5, 7) for _ in range(6))
     exported = torch.export.export(Maps(), maps).module()(*maps)
-    compiled = torch.compile(Maps(), backend="eager", fullgraph=True)(*maps)
+    compiled = torch.compile(Maps(), backend="aot_eager", fullgraph=True)(*maps)
     expected = Maps()(*maps)
     torch.testing.assert_close(exported, expected)
     torch.testing.assert_close(compiled, expected)
@@ -288,3 +288,14 @@ def test_meta_device_needs_no_weights() -> None:
     with torch.device("meta"):
         model = build(ModelConfig("resnet18", (1, 1, 1, 1)))
     assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_a_fresh_network_is_one_graph() -> None:
+    """The scan is one operator, and the paths of a size not seen yet are constants."""
+    torch.manual_seed(0)
+    config = ModelConfig(encoder="filterbank", depths=(1, 1, 1, 1), directions=2)
+    model = build(config).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(model.anomaly_maps, backend="aot_eager", fullgraph=True)(images)
+        torch.testing.assert_close(compiled, model.anomaly_maps(images))

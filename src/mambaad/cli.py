@@ -15,20 +15,25 @@ import typer
 
 from mambaad.errors import ConfigError, MambaADError
 from mambaad.options import (
+    CacheName,
     Categories,
     Device,
+    EncoderWeights,
     ImageSize,
     JsonOut,
     LayoutName,
     Precision,
     Preset,
+    Recipe,
     Run,
     Settings,
     Tile,
+    Variant,
     parse_size,
 )
 from mambaad.tools import check, convert, demo, scans, synthesize
 from mambaad.tools_data import datasets, prepare
+from mambaad.tools_extend import extend, remember
 from mambaad.tools_stress import stress
 from mambaad.tools_studies import ablate, table
 from mambaad.tools_tune import tune
@@ -82,11 +87,11 @@ def train(
     out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("runs/mambaad"),
     config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
     preset: Preset = None,
+    variant: Variant = None,
+    recipe: Recipe = None,
     settings: Settings = None,
-    encoder: Annotated[str | None, typer.Option(help="timm name, or filterbank.")] = None,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="File of the encoder's weights (safetensors or torch).")
-    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="timm name, builtin, or filterbank.")] = None,
+    encoder_weights: EncoderWeights = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
     image_size: ImageSize = None,
@@ -94,9 +99,7 @@ def train(
     layout: Annotated[str | None, typer.Option(help="auto, or one of 'mambaad datasets'.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and order.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bf16.")] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="auto, features, pictures, disk or none.")
-    ] = None,
+    cache: CacheName = None,
     tile: Tile = None,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -111,38 +114,37 @@ def train(
         "data.cache": cache,
         "data.tile": None if tile is None else parse_size(tile),
         "model.encoder": encoder,
+        "train.recipe": recipe,
         "train.epochs": epochs,
         "train.batch_size": batch_size,
         "train.seed": seed,
         "train.precision": precision,
     }
-    chosen = _train_config(out, config, preset, settings or [], flags, encoder_weights, resume)
+    named = preset, variant
+    chosen = _train_config(out, config, named, settings or [], flags, encoder_weights, resume)
+    options = {"encoder_weights": encoder_weights, "resume": resume, "device": device}
+    _train_and_show(chosen, out, {**options, "tensorboard": tensorboard})
+    print(f"trained: {out}\nnext: mambaad test {out}")
+
+
+def _train_and_show(config: Any, out: Path, options: dict[str, Any]) -> None:
     from mambaad.display import TrainDisplay
     from mambaad.train import train as run_training
 
     with TrainDisplay() as display:
         try:
-            run_training(
-                chosen,
-                out,
-                encoder_weights=encoder_weights,
-                resume=resume,
-                device=device,
-                tensorboard=tensorboard,
-                observer=display,
-            )
+            run_training(config, out, observer=display, **options)
         except KeyboardInterrupt:
             saved = (out / "state.safetensors").is_file()
             hint = f"continue with: mambaad train --out {out} --resume" if saved else "stopped"
             display.message(hint)
             raise typer.Exit(130) from None
-    print(f"trained: {out}\nnext: mambaad test {out}")
 
 
 def _train_config(
     out: Path,
     file: Path | None,
-    preset: str | None,
+    named: tuple[str | None, str | None],
     settings: list[str],
     flags: dict[str, Any],
     weights: Path | None,
@@ -155,7 +157,7 @@ def _train_config(
     flags = {name: value for name, value in flags.items() if value is not None}
     if resume:
         root = flags.pop("data.root", None)
-        if flags or settings or file or preset or weights:
+        if flags or settings or file or any(named) or weights:
             raise ConfigError("--resume takes its settings from the run; give only --out and DATA")
         config = load_config(out)
         if (
@@ -164,7 +166,7 @@ def _train_config(
         ):
             raise ConfigError(f"the run in {out} is of {config.data.root}, not of {root}")
         return config
-    config = configure(file, {**dict(parse_setting(s) for s in settings), **flags}, preset)
+    config = configure(file, {**dict(parse_setting(s) for s in settings), **flags}, *named)
     if not config.data.root:
         raise ConfigError("which pictures? Give the folder of a data set: mambaad train DATA")
     return config.override({"data.root": str(Path(config.data.root).expanduser().absolute())})
@@ -316,6 +318,7 @@ def profile(
 
 for verb in (
     check, synthesize, demo, scans, convert, stress, datasets, prepare, ablate, table, tune,
+    extend, remember,
 ):  # fmt: skip
     app.command()(verb)
 

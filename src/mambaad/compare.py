@@ -29,8 +29,15 @@ SEEDS = Column("seeds", seeds=False)
 METRIC_COLUMNS = tuple(Column(name, scale=100) for name in FIELDS)
 """The seven metrics and mAD, in percent where they are read."""
 
-_NO_DIFFERENCE = ("train.seed", "train.checkpoint_minutes", "train.preset", "data.root")
-"""Settings that runs of one row may differ in: a preset's name says nothing beside its settings."""
+_NO_DIFFERENCE = (
+    "train.seed",
+    "train.checkpoint_minutes",
+    "train.preset",
+    "train.recipe",
+    "data.root",
+)
+"""Settings that runs of one row may differ in: the names of a preset and of a recipe say nothing
+beside their settings."""
 
 DEVIATION = "±: sample deviation over the seeds"
 

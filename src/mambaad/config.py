@@ -11,12 +11,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from mambaad.checks import as_integers, as_size, check_choice, check_range, check_type
 from mambaad.errors import ConfigError
 from mambaad.layout_names import Layout
+from mambaad.recipes import fill_in, recipe_settings
+from mambaad.settings_table import Table
 from mambaad.tiling import Tiling
+from mambaad.train_config import Precision as Precision
+from mambaad.train_config import PresetName as PresetName
+from mambaad.train_config import TrainConfig as TrainConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,8 +31,6 @@ else:  # pragma: no cover - the same module under its older name
 ScanMethod = Literal["sweep", "scan", "zorder", "zigzag", "hilbert"]
 Branches = Literal["both", "local", "global"]
 Cache = Literal["auto", "features", "pictures", "disk", "none"]
-Precision = Literal["auto", "float32", "bf16"]
-PresetName = Literal["mvtec-ad", "visa", "real-iad", "mvtec-3d", "uni-medical", "coco-ad"]
 
 TOTAL_STRIDE = 32
 """The encoder's last map has stride 16 and the bottleneck halves it once more."""
@@ -38,41 +41,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of R, G, B on the 0..1 scale."""
 
-_T = TypeVar("_T", bound="_Table")
-
 
 @dataclass(frozen=True)
-class _Table:
-    """What the three tables share: building from a mapping, and refusing unknown keys."""
-
-    @classmethod
-    def from_mapping(cls: type[_T], values: Mapping[str, Any]) -> _T:
-        """Build from a parsed TOML table.
-
-        Raises:
-            ConfigError: If a key is unknown, or a value does not fit.
-        """
-        known = [f.name for f in fields(cls)]
-        unknown = sorted(set(values) - set(known))
-        if unknown:
-            raise ConfigError(f"unknown {cls.__name__} setting {unknown}; known: {known}")
-        return cls(**values)
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The settings as TOML can hold them: tuples as lists, settings that are None left out."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: _plain(v) for k, v in plain.items() if v is not None}
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-
-@dataclass(frozen=True)
-class ModelConfig(_Table):
+class ModelConfig(Table):
     """What is needed to rebuild the network. Stored in every run folder."""
 
     encoder: str = "resnet34"
-    """Frozen encoder: any timm name with feature maps at strides 4, 8 and 16, or ``filterbank``."""
+    """Frozen encoder: any timm name with feature maps at strides 4, 8 and 16, ``builtin``
+    or ``filterbank``."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
     """HSS blocks in each of the four decoder stages, coarsest first."""
@@ -102,6 +78,21 @@ class ModelConfig(_Table):
 
     drop_path: float = 0.2
     """Stochastic depth of the deepest LSS; falls linearly to 0."""
+
+    neck_dropout: float = 0.0
+    """Share of the values at the neck's end that training sets to 0."""
+
+    neck_noise: float = 0.0
+    """Noise on the maps that the neck gets in training: deviation in a pixel, in its feature
+    vector's length divided by the number of channels. 20 is usual where it is used."""
+
+    recentre: bool = False
+    """Whether maps are compared, and rebuilt, as deviations from the training pictures' mean
+    feature vector in units of each channel's deviation."""
+
+    score_top: float = 0.0
+    """A picture's score is the mean of this share of its anomaly map's highest pixels; 0: the
+    maximum, as published."""
 
     def __post_init__(self) -> None:
         check_type("encoder", self.encoder, str)
@@ -135,6 +126,10 @@ class ModelConfig(_Table):
         if self.branches != "global" and not self.kernels:
             raise ConfigError(f"branches={self.branches!r} needs at least one size in kernels")
         check_range("drop_path", self.drop_path, 0.0, 1.0, high_open=True)
+        check_range("neck_dropout", self.neck_dropout, 0.0, 1.0, high_open=True)
+        check_range("neck_noise", self.neck_noise, 0.0, 1e3)
+        check_type("recentre", self.recentre, bool)
+        check_range("score_top", self.score_top, 0.0, 1.0)
 
     def _check_scan(self) -> None:
         methods = get_args(ScanMethod)
@@ -168,7 +163,7 @@ class ModelConfig(_Table):
 
 
 @dataclass(frozen=True)
-class DataConfig(_Table):
+class DataConfig(Table):
     """Which pictures, and how they are prepared."""
 
     root: str = ""
@@ -242,68 +237,6 @@ class DataConfig(_Table):
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Table):
-    """How the network learns. Defaults but ``epochs`` and ``precision`` are as published."""
-
-    epochs: int = 100
-    """Passes over the training pictures. The paper says 500, its configuration files 1000, the
-    authors' later benchmark 100 and 300; 100 match or pass the paper on most sets."""
-
-    batch_size: int = 16
-    """Pictures in a step."""
-
-    learning_rate: float = 0.005
-    """AdamW's rate for a batch of 16; it is scaled by ``batch_size / 16``."""
-
-    weight_decay: float = 1e-4
-    """On tensors of two or more dimensions whose name does not end in ``.bias``, as published (so
-    on ``a_log`` and ``dt_bias`` too)."""
-
-    loss_weight: float = 5.0
-    """Factor on the sum of the three mean squared errors."""
-
-    clip_norm: float = 5.0
-    """Largest L2 norm of the gradient; 0 turns clipping off."""
-
-    decay_at: float = 0.8
-    """Share of the epochs (at least one) after which ``decay_factor`` multiplies the rate."""
-
-    decay_factor: float = 0.1
-    """What the rate is multiplied by."""
-
-    seed: int = 42
-    """Seed of the weights, the data order and drop path."""
-
-    precision: Precision = "auto"
-    """``bf16`` runs matrix products and convolutions under autocast, the scan in float32;
-    ``float32`` everything, without TF32; ``auto`` is bf16 on a GPU that has it, else float32."""
-
-    checkpoint_minutes: float = 10.0
-    """Time between two checkpoints to resume from."""
-
-    preset: PresetName | None = None
-    """Benchmark whose recipe ``mambaad train`` put in where nothing was set."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            check_type(name, getattr(self, name), int)
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}")
-        check_type("seed", self.seed, int)
-        check_range("seed", self.seed, 0, 2**63 - 1)
-        check_range("learning_rate", self.learning_rate, 0.0, 10.0, low_open=True)
-        check_range("weight_decay", self.weight_decay, 0.0, 10.0)
-        check_range("loss_weight", self.loss_weight, 0.0, 1e6, low_open=True)
-        check_range("clip_norm", self.clip_norm, 0.0, 1e9)
-        check_range("decay_at", self.decay_at, 0.0, 1.0)
-        check_range("decay_factor", self.decay_factor, 0.0, 1.0)
-        check_choice("precision", self.precision, Precision)
-        check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, 1e6)
-        if self.preset is not None:
-            check_choice("preset", self.preset, PresetName)
-
-
-@dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -325,6 +258,7 @@ class Config:
         for name, table in values.items():
             if not isinstance(table, Mapping):
                 raise ConfigError(f"[{name}] must be a table of settings; got {table!r}")
+        values = fill_in(values)
         return cls(
             model=ModelConfig.from_mapping(values.get("model", {})),
             data=DataConfig.from_mapping(values.get("data", {})),
@@ -336,12 +270,14 @@ class Config:
         return {f.name: getattr(self, f.name).to_mapping() for f in fields(self)}
 
     def override(self, settings: Mapping[str, Any]) -> Config:
-        """A copy with ``{"train.epochs": 30, ...}`` put in place.
+        """A copy with ``{"train.epochs": 30, ...}`` put in place; a recipe's settings come first.
 
         Raises:
             ConfigError: If a name is not ``table.setting``, is unknown, or its value does not fit.
         """
         document = self.to_mapping()
+        if "train.recipe" in settings:
+            settings = {**recipe_settings(settings["train.recipe"]), **settings}
         for name, value in settings.items():
             table, dot, key = name.partition(".")
             if not dot or table not in document:
@@ -391,9 +327,3 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value.strip()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value

@@ -47,6 +47,7 @@ from mambaad.metrics import (
     score,
 )
 from mambaad.pipeline import ahead
+from mambaad.scores import score_top_of
 from mambaad.tiling import Tiling
 
 if TYPE_CHECKING:
@@ -179,11 +180,11 @@ def evaluate(
     parts = (maps for _, _, maps in run(store, progress=progress))
     own = pixel_metrics_for(device)
     compute = partial(score, protocol=protocol, pro_limit=pro_limit, pixels=own)
-    results: dict[str, CategoryResult] = {}
+    top, results = score_top_of(method), dict[str, CategoryResult]()
     counted: list[PixelBins] = []  # none, or those of all categories together
     for name, pieces in zip(groups, regroup(parts, counts), strict=True):
         threshold = None if calibration is None else calibration.threshold(name)
-        category = _Category(name, groups[name], image_size, threshold)
+        category = _Category(name, groups[name], image_size, threshold, top)
         if ways[name] == "exact":
             results[name] = category.exact(pieces, compute)
         else:
@@ -238,6 +239,8 @@ class _Category:
     samples: Sequence[Sample]
     size: tuple[int, int]
     threshold: float | None
+    top: float
+    """Of ``picture_scores``."""
 
     def exact(
         self, pieces: Iterable[NDArray[np.float32]], compute: Callable[..., Report]
@@ -248,7 +251,7 @@ class _Category:
             reading = reader.submit(read_masks, self.samples, self.size)
             maps = joined(pieces, len(self.samples))
             masks = reading.result()
-        labels, scores = self._labels(), picture_scores(maps)
+        labels, scores = self._labels(), picture_scores(maps, self.top)
         report = compute(maps, masks, labels, scores=scores)
         chosen = choose(labels, scores)
         examples = make_examples(
@@ -277,7 +280,7 @@ class _Category:
         ) as reading:
             masks = (mask for block in reading for mask in block)
             for maps in pieces:
-                scores.append(picture_scores(maps))
+                scores.append(picture_scores(maps, self.top))
                 if bins is not None:
                     bins.update(maps, np.array(list(islice(masks, len(maps)))))
         summary = None if bins is None else bins.summary(pro_limit=pro_limit)

@@ -1,7 +1,7 @@
 """Running a trained network over pictures, batch by batch. Shared by calibration, evaluation and
 prediction, so that a picture is prepared and scored in one way only.
 
-    score of a picture = maximum of its anomaly map
+    score of a picture = maximum of its anomaly map, or another of ``mambaad.scores``
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from mambaad.model.mambaad import MambaAD
 from mambaad.model.warmup import warm_up
 from mambaad.pipeline import ahead
 from mambaad.replay import Function, Replay
+from mambaad.scores import device_scores, score_top_of
+from mambaad.scores import picture_scores as picture_scores
 from mambaad.tiling import Tiling
 
 LARGE = 512 * 512
@@ -105,6 +107,7 @@ class Scorer:
         self.device = device
         self.precision = resolve_precision(precision, device)
         self._method = method
+        self._top = score_top_of(method)
         self._run: Function = self._compute
         self._sizes: set[tuple[int, int, int]] = set()
         self._normalise: Callable[[Tensor], Tensor] = normalise
@@ -119,7 +122,8 @@ class Scorer:
                 self._run = Replay(self._compute, device)
             self._upload, self._work, self._download = (torch.cuda.Stream(device) for _ in range(3))
         if tiling is not None:
-            self._run = Blend(self._run, tiling, device, batch_size_for(device, tiling.tile))
+            blend = Blend(self._run, tiling, device, batch_size_for(device, tiling.tile))
+            self._run = self._rescored(blend) if self._top else blend
 
     def __call__(self, pictures: Pictures | Tensor) -> tuple[Maps, NDArray[np.float32]]:
         """Score one batch.
@@ -214,7 +218,14 @@ class Scorer:
             inputs = self._normalise(images) if images.dtype == torch.uint8 else images
             self._compile_kernels(inputs)
             maps = self._method.anomaly_maps(inputs)
-        return maps, maps.amax((1, 2))
+        return maps, device_scores(maps, self._top)
+
+    def _rescored(self, blend: Blend) -> Function:
+        def run(images: Tensor) -> tuple[Tensor, Tensor]:
+            maps, _ = blend(images)
+            return maps, device_scores(maps, self._top)
+
+        return run
 
     def _compile_kernels(self, inputs: Tensor) -> None:
         """At the first batch of a size, before its graph is captured; replays never come here."""
@@ -266,12 +277,6 @@ def batch_size_for(device: torch.device, size: tuple[int, int]) -> int:
     return max(1, min(32 if pixels > LARGE else 64, 64 * LARGE // pixels))
 
 
-def picture_scores(maps: Maps) -> NDArray[np.float32]:
-    """Scores, (B,), of anomaly maps (B, H, W)."""
-    scores: NDArray[np.float32] = maps.max(axis=(1, 2))
-    return scores
-
-
 def score_pictures(
     method: Method,
     store: Store,
@@ -297,6 +302,7 @@ def score_pictures(
         ImageError: At the first picture that cannot be read.
     """
     scores: list[float] = []
+    top = score_top_of(method)
     for _, _, maps in batches(
         method,
         store,
@@ -306,7 +312,7 @@ def score_pictures(
         precision=precision,
         tiling=tiling,
     ):
-        scores += picture_scores(maps).tolist()
+        scores += picture_scores(maps, top).tolist()
     return scores
 
 

@@ -43,6 +43,19 @@ Preset = Annotated[
         "or coco-ad."
     ),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(
+        help="paper, as published, or plus, for better maps at the same cost; see train.recipe."
+    ),
+]
+Variant = Annotated[
+    str | None, typer.Option(help="Another network than the published: fast, distinct or strong.")
+]
+EncoderWeights = Annotated[
+    Path | None, typer.Option(help="File of the encoder's weights (safetensors or torch).")
+]
+CacheName = Annotated[str | None, typer.Option(help="auto, features, pictures, disk or none.")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Also write what was found here.")]
 Settings = Annotated[
     list[str] | None,

@@ -1,7 +1,8 @@
 """The state of a training in the middle: all that the next step depends on.
 
-``state.safetensors`` holds the weights and statistics, the optimiser's moments and counts, and the
-random numbers' states; its note says how far the training is, and of what settings and data.
+``state.safetensors`` holds the weights and statistics, their running mean if there is one, the
+optimiser's moments and counts, and the random numbers' states; its note says how far the training
+is, and of what settings and data.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaad import checkpoint
+from mambaad.average import WeightAverage, averaged_tensors
 from mambaad.config import Config
 from mambaad.errors import CheckpointError, ConfigError
 
@@ -29,16 +31,23 @@ def make_note(config: Config, fingerprint: str, step: int, seconds: float) -> di
 
 
 def save_state(
-    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, about: dict[str, Any]
+    run: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    about: dict[str, Any],
+    average: WeightAverage | None = None,
 ) -> None:
     """Save all that the next step depends on: weights, statistics, optimiser, random state.
 
     Args:
         about: From ``make_note``.
+        average: The running mean of the weights, if the recipe has one.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     tensors["random.cpu"] = torch.get_rng_state()
     device = next(model.parameters()).device
     if device.type == "cuda":
@@ -47,9 +56,16 @@ def save_state(
 
 
 def load_state(
-    run: Path, model: nn.Module, optimizer: torch.optim.AdamW, config: Config, fingerprint: str
+    run: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    fingerprint: str,
+    average: WeightAverage | None = None,
 ) -> tuple[int, float]:
     """Put back what ``save_state`` saved; the number of steps done and their seconds.
+
+    A running mean that was not saved begins anew with the weights.
 
     Raises:
         CheckpointError: If the file is damaged, or the pictures are not those of the run.
@@ -63,11 +79,15 @@ def load_state(
             f"the pictures have changed since {run} began: files were added, removed, renamed or "
             "rewritten. Put them back, or train anew in another folder"
         )
-    by_part: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    by_part: dict[str, dict[str, Tensor]] = {
+        part: {} for part in ("model", "average", "optimizer", "random")
+    }
     for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         by_part[part][name] = tensor
     model.load_state_dict(by_part["model"])
+    if average is not None:
+        average.load_state_dict(by_part["average"] or dict(averaged_tensors(model)))
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in by_part["optimizer"].items():
         index, _, name = key.partition(".")

@@ -41,6 +41,7 @@ from mambaad.evaluate import read_masks
 from mambaad.files import write_json, write_text
 from mambaad.inference import Method, batches, picture_scores, scoring_precision
 from mambaad.metrics import auroc
+from mambaad.scores import score_top_of
 from mambaad.splits import leave_learned_out
 from mambaad.tiling import Tiling
 
@@ -170,7 +171,8 @@ def stress(
 
     for category in tests.categories:
         samples = tests.select(categories=[category]).samples
-        part = _Category(samples, image_size, dataset.root, seed, calibration.threshold(category))
+        threshold, top = calibration.threshold(category), score_top_of(method)
+        part = _Category(samples, image_size, dataset.root, seed, threshold, top)
         for corruption in tried:
             rows[corruption][category] = part.outcome(corruption, score)
             done += len(samples)
@@ -187,12 +189,13 @@ class _Category:
         root: Path,
         seed: int,
         threshold: float,
+        top: float,
     ) -> None:
         fits = len(samples) * size[0] * size[1] * 3 <= PICTURE_SHARE * available_memory()
         self._store = PictureStore([s.image for s in samples], size, "pictures" if fits else "none")
         self._masks: Sequence[Mask | None] = read_masks(samples, size) or [None] * len(samples)
         self._labels = np.array([s.is_anomalous for s in samples])
-        self._threshold = threshold
+        self._threshold, self._top = threshold, top
         self._files = [_inside(s.image, root) for s in samples]
         self._seed = seed
 
@@ -205,7 +208,7 @@ class _Category:
         pairs = zip(self._masks, masks, strict=True)
         lost = [b is not None and a is not None and bool(a.any() > b.any()) for a, b in pairs]
         seen = ~np.array(lost)
-        scores, labels = picture_scores(maps)[seen], self._labels[seen]
+        scores, labels = picture_scores(maps, self._top)[seen], self._labels[seen]
         above = scores.astype(np.float64) > self._threshold
         marked = [i for i, mask in enumerate(masks) if mask is not None]
         truth = np.array([mask for mask in masks if mask is not None], dtype=np.bool_)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mambaad import checkpoint
+from mambaad.average import WeightAverage, average_of
 from mambaad.batches import Batches
 from mambaad.calibrate import Source, calibrate, save_calibration
 from mambaad.config import TOTAL_STRIDE, Config
@@ -43,6 +44,7 @@ from mambaad.fit import build_optimizer, computing, fit
 from mambaad.inference import score_pictures
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
+from mambaad.model.losses import rebuilding_loss
 from mambaad.model.warmup import warm_up
 from mambaad.splits import read_pictures
 from mambaad.state import load_state, make_note, save_state
@@ -51,6 +53,9 @@ from mambaad.steps import Step
 
 ENCODED_PIXELS = 64 * 256 * 256
 """Pixels that a GPU encodes at once when features are kept."""
+
+MEASURED = 512
+"""Pictures that the teacher's maps are recentred by."""
 
 
 class Observer:
@@ -104,28 +109,28 @@ def train(
     observer.message("; ".join([f"encoder weights: {source}", *about["notes"]]))
     size = _batch_size(config, len(chosen) * tiles_of(config))
     optimizer = build_optimizer(model, config.train, size)
-    data_id = about["data_fingerprint"]
-    start, seconds = load_state(run, model, optimizer, config, data_id) if resume else (0, 0.0)
+    data_id, average = about["data_fingerprint"], average_of(model, config.train)
+    whole = model, optimizer, config, data_id, average
+    start, seconds = load_state(run, *whole) if resume else (0, 0.0)
     data = prepare_batches(chosen, config, model, size, target, observer, held_out)
-    aside = PictureStore([s.image for s in held_out], config.data.image_size)
-    aside.fill()  # now, so that an unreadable picture is found before the training
+    _recentre(model, data, resume)
+    aside = _read_aside(held_out, config)
     record = checkpoint.provenance(config, target, encoder_weights=source, batch_size=size, **about)
     checkpoint.save_config(run, config)
     checkpoint.save_provenance(run, record)
     _compile_kernels(config, model, size, target, observer)
 
     def save(step: int, seconds: float) -> None:
-        save_state(run, model, optimizer, make_note(config, data_id, step, seconds))
+        save_state(run, model, optimizer, make_note(config, data_id, step, seconds), average)
 
-    steps = fit(model, data, optimizer, config.train, start=start, tell=observer.message)
+    tell = observer.message
+    steps = fit(model, data, optimizer, config.train, average=average, start=start, tell=tell)
     observer.begin(start, config.train.epochs * data.per_epoch, size)
     with StepLog(run, start, seconds, size, tensorboard) as log:
         _run_steps(steps, log, save, config.train.checkpoint_minutes, observer, start)
-    model.eval()
-    checkpoint.save_model(run, model)
-    _calibrate(
-        run, config, model, chosen, held_out, (whole_pictures(data.store), aside), target, observer
-    )
+    checkpoint.save_model(run, _finished(model, average))
+    stores = whole_pictures(data.store), aside
+    _calibrate(run, config, model, chosen, held_out, stores, target, observer)
     checkpoint.save_provenance(run, {**record, "training_seconds": round(log.seconds, 1)})
     (run / checkpoint.STATE).unlink(missing_ok=True)
     return model
@@ -139,7 +144,9 @@ def _prepare_model(
     When resuming, the state will fill all of them.
     """
     torch.manual_seed(config.train.seed)
-    model = build(config.model, loss_weight=config.train.loss_weight).to(device)
+    model = build(config.model, loss_weight=config.train.loss_weight)
+    model.objective = rebuilding_loss(config.train)
+    model.to(device)
     if not resume:
         return model, load_pretrained(model.encoder, config.model.encoder, file)
     try:
@@ -147,6 +154,37 @@ def _prepare_model(
         return model, str(values["encoder_weights"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"cannot read {run / checkpoint.PROVENANCE}: {error}") from error
+
+
+def _read_aside(samples: Sequence[Sample], config: Config) -> PictureStore:
+    """Now, so that an unreadable picture is found before the training."""
+    store = PictureStore([s.image for s in samples], config.data.image_size)
+    store.fill()
+    return store
+
+
+def _finished(model: MambaAD, average: WeightAverage | None) -> MambaAD:
+    """The network as it is tested and saved."""
+    if average is not None:
+        average.give()
+    return model.eval()
+
+
+def _recentre(model: MambaAD, data: Batches, resumed: bool) -> None:
+    """Measure what is usual, on an epoch's first pictures, if the network does not know it yet."""
+    if model.recentring is None or resumed:
+        return
+    steps = min(data.per_epoch, max(1, MEASURED // data.size))
+
+    def maps(step: int) -> list[Tensor]:
+        images, features = data.load(step)
+        if features is None and images is not None:
+            with computing("float32", data.device):
+                features = model.encode(images)
+        return features or []
+
+    with torch.no_grad():
+        model.recentring.measure(maps(step) for step in range(steps))
 
 
 def _batch_size(config: Config, pictures: int) -> int:

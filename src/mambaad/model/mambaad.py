@@ -6,6 +6,8 @@ fails on a new picture, measured by the cosine distance of the two, something is
     loss = weight · Σ_scales mean (student - teacher)²
     map  = smooth( 1/9 Σ_scales resize(1 - cos(student, teacher)) )       score = max map
 
+Other losses are in ``mambaad.model.losses``, other scores in ``mambaad.inference``.
+
 The factor 1/9, the bilinear resize with aligned corners and the Gaussian (deviation 4 pixels) are
 the published code's. Source: He et al., MambaAD, arXiv 2404.06564, sections 3.1 and 4.1.
 """
@@ -22,16 +24,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mambaad.config import TOTAL_STRIDE, ModelConfig
+from mambaad.constants import constant_result
+from mambaad.fused.cosine import cosine_distance
+from mambaad.fused.square import square_losses
 from mambaad.model.decoder import Decoder
 from mambaad.model.encoder import FrozenEncoder, build_encoder
+from mambaad.model.losses import RebuildingLoss
 from mambaad.model.neck import HalfFPN
+from mambaad.model.recentre import Recentring
 from mambaad.scan import Backend
 
 SMOOTHING = 4.0
 """Deviation of the Gaussian over the anomaly map, in pixels of the prepared picture."""
-
-TINY = 1e-8
-"""Shorter feature vectors count as this long, so that a vector of zeros has a distance (of 1)."""
 
 
 class MambaAD(nn.Module):
@@ -45,6 +49,13 @@ class MambaAD(nn.Module):
         self.neck = neck
         self.decoder = decoder
         self.loss_weight = loss_weight
+        self.objective: RebuildingLoss | None = None
+        """Another loss than the published one."""
+        self.recentring: Recentring | None = None
+        self.neck_dropout = 0.0
+        self.neck_noise = 0.0
+        self.score_top = 0.0
+        """How pictures are scored; see ``ModelConfig.score_top``."""
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Teacher's and student's maps, each three (B, C_i, H_i, W_i), strides 4, 8 and 16.
@@ -52,8 +63,8 @@ class MambaAD(nn.Module):
         Raises:
             ValueError: If the pictures' sides are not multiples of 32.
         """
-        teacher = self.encode(images)
-        return teacher, self.decode(teacher)
+        teacher = self.targets(self.encode(images))
+        return list(teacher), self.decode(teacher)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """The teacher's maps. They do not change in training, so they may be kept."""
@@ -69,10 +80,27 @@ class MambaAD(nn.Module):
         maps: list[Tensor] = self.encoder(images)
         return maps
 
+    def targets(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The encoder's maps as the student gets and rebuilds them: recentred, or as they are."""
+        if self.recentring is None:
+            return maps
+        recentred: list[Tensor] = self.recentring(maps)
+        return recentred
+
     def decode(self, teacher: Sequence[Tensor]) -> list[Tensor]:
-        """The student's maps for the teacher's."""
-        maps: list[Tensor] = self.decoder(self.neck(teacher))
+        """The student's maps for the teacher's; in training with the neck's noise and dropout."""
+        if self.training and self.neck_noise:
+            teacher = [_add_noise(t, self.neck_noise) for t in teacher]
+        narrow = self.neck(teacher)
+        if self.training and self.neck_dropout:
+            narrow = F.dropout(narrow, self.neck_dropout)
+        maps: list[Tensor] = self.decoder(narrow)
         return maps
+
+    def set_progress(self, done: float) -> None:
+        """Args: share of the training's steps done, before each step; the loss may depend on it."""
+        if self.objective is not None:
+            self.objective.set_progress(done)
 
     def loss_parts(
         self, images: Tensor | None, features: Sequence[Tensor] | None = None
@@ -87,11 +115,13 @@ class MambaAD(nn.Module):
             if images is None:
                 raise ValueError("loss_parts needs images or features, got neither")
             features = self.encode(images)
+        features = self.targets(features)
         student = self.decode(features)
-        return {
-            f"stride{4 * 2**i}": self.loss_weight * F.mse_loss(s, t)
-            for i, (s, t) in enumerate(zip(student, features, strict=True))
-        }
+        if self.objective is not None:
+            parts: dict[str, Tensor] = self.objective(student, features)
+            return parts
+        losses = square_losses(student, features, self.loss_weight)
+        return {f"stride{4 * 2**i}": loss for i, loss in enumerate(losses.unbind())}
 
     def loss(self, images: Tensor) -> Tensor:
         """The training loss, a scalar."""
@@ -101,6 +131,14 @@ class MambaAD(nn.Module):
         """How unusual each pixel is: float32, (B, H, W), at least 0 and at most 2/3."""
         teacher, student = self(images)
         return anomaly_maps(teacher, student, (images.shape[2], images.shape[3]))
+
+
+def _add_noise(maps: Tensor, strength: float) -> Tensor:
+    """Gaussian noise on maps (B, C, H, W): in a pixel of deviation strength · |its vector| / C."""
+    length = torch.linalg.vector_norm(maps, dim=1, keepdim=True, dtype=torch.float32)
+    noise = torch.randn_like(maps) * (length * (strength / maps.shape[1]))
+    noisy: Tensor = maps + noise.to(maps.dtype)
+    return noisy
 
 
 def anomaly_maps(
@@ -120,9 +158,8 @@ def anomaly_maps(
         float32 (float64 for such maps), (B, height, width).
     """
     with torch.autocast(teacher[0].device.type, enabled=False):
-        distances = [_cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
-        total = _resize_and_smooth(distances, size, SMOOTHING)
-    return total / len(teacher) ** 2
+        distances = [cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
+        return _resize_and_smooth(distances, size, SMOOTHING, scale=1 / len(teacher) ** 2)
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -135,44 +172,51 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
     return _resize_and_smooth([maps], (maps.shape[1], maps.shape[2]), sigma)
 
 
-def _cosine_distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """1 - cos of two maps (B, C, H, W) at every pixel, (B, H, W), summed in 32 bits or more."""
-    wide = torch.promote_types(torch.promote_types(teacher.dtype, student.dtype), torch.float32)
-    dot = (teacher.to(wide) * student).sum(dim=1)
-    first: Tensor = torch.linalg.vector_norm(teacher, dim=1, dtype=wide).clamp_min(TINY)
-    second: Tensor = torch.linalg.vector_norm(student, dim=1, dtype=wide).clamp_min(TINY)
-    return 1 - dot / (first * second)
-
-
-def _resize_and_smooth(maps: Sequence[Tensor], size: tuple[int, int], sigma: float) -> Tensor:
-    """Σ_i (S R_i) M_i (S R_i)ᵀ of maps M_i (B, H_i, W_i): the first R resizes rows, the other
-    columns, and S smooths. Returns (B, height, width)."""
-    height, width = size
-    dtype, device = maps[0].dtype, maps[0].device
-    columns = [m @ _line_filter(m.shape[2], width, sigma, dtype, device).T for m in maps]
-    rows = [_line_filter(m.shape[1], height, sigma, dtype, device) for m in maps]
-    left = torch.cat(rows, dim=1).expand(len(maps[0]), -1, -1)
-    return torch.bmm(left, torch.cat(columns, dim=1))
+def _resize_and_smooth(
+    maps: Sequence[Tensor], size: tuple[int, int], sigma: float, *, scale: float = 1.0
+) -> Tensor:
+    """scale · Σ_i (S R_i) M_i (S R_i)ᵀ of maps M_i (B, H_i, W_i): the first R resizes rows, the
+    other columns, and S smooths. Returns (B, height, width)."""
+    shapes = tuple((m.shape[1], m.shape[2]) for m in maps)
+    left, *right = _line_filters(shapes, size, sigma, scale, maps[0].dtype, maps[0].device)
+    columns = [m @ r for m, r in zip(maps, right, strict=True)]
+    return torch.bmm(left.expand(len(maps[0]), -1, -1), torch.cat(columns, dim=1))
 
 
 # Never dropped: a CUDA graph reads the matrices at the address they had when it was captured.
-_filters: dict[tuple[int, int, float, torch.dtype, torch.device], Tensor] = {}
+_filters: dict[tuple[object, ...], tuple[Tensor, ...]] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _line_filter(
-    length: int, target: int, sigma: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Resize a line bilinearly with aligned ends, then smooth it: a matrix (target, length)."""
-    key = (length, target, sigma, dtype, device)
+@constant_result
+def _line_filters(
+    shapes: tuple[tuple[int, int], ...],
+    size: tuple[int, int],
+    sigma: float,
+    scale: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """What resizes lines bilinearly with aligned ends, then smooths them.
+
+    All in one call: torch.compile takes a constant function's results apart by its name alone.
+
+    Returns:
+        scale · S [R_1 R_2 ..] for the rows, (height, Σ H_i), then (S R_i)ᵀ, (W_i, width), for the
+        columns of every map.
+    """
+    key = (shapes, size, sigma, scale, dtype, device)
     if key in _filters:
         return _filters[key]
-    matrix = torch.from_numpy(_smoothing(target, sigma) @ _resizing(length, target))
+    height, width = size
+    rows, columns = scale * _smoothing(height, sigma), _smoothing(width, sigma)
+    arrays = [np.concatenate([rows @ _resizing(high, height) for high, _ in shapes], axis=1)]
+    arrays += [columns @ _resizing(wide, width) for _, wide in shapes]
     with torch.inference_mode(False):  # so that training can use what prediction made first
-        matrix = matrix.to(device, dtype, copy=True)
-    if type(matrix) is Tensor:  # torch.export's stand-ins hold no values
-        _filters[key] = matrix
-    return matrix
+        left, *right = (torch.from_numpy(a).to(device, dtype, copy=True) for a in arrays)
+    matrices = left, *(r.T for r in right)
+    if type(left) is Tensor:  # torch.export's stand-ins hold no values
+        _filters[key] = matrices
+    return matrices
 
 
 def _resizing(length: int, target: int) -> NDArray[np.float64]:
@@ -207,7 +251,11 @@ def build(config: ModelConfig, *, loss_weight: float = 5.0, backend: Backend = "
     encoder = build_encoder(config.encoder)
     neck = HalfFPN(encoder.channels)
     decoder = Decoder(config, encoder.channels, neck.out_channels, backend=backend)
-    return MambaAD(encoder, neck, decoder, loss_weight=loss_weight)
+    model = MambaAD(encoder, neck, decoder, loss_weight=loss_weight)
+    model.neck_dropout, model.neck_noise = config.neck_dropout, config.neck_noise
+    model.recentring = Recentring(encoder.channels) if config.recentre else None
+    model.score_top = config.score_top
+    return model
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mambaad.constants import constant_result
 from mambaad.errors import BackendError
 from mambaad.scan.operator import cross_scan_forward
 from mambaad.scan.orders import METHODS, direction_orders
@@ -126,7 +127,7 @@ def resolve_backend(
     return "torch" if reason else "triton"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_result
 def _no_triton(device: torch.device, dtype: torch.dtype, size: int, paths: int) -> str | None:
     """Why the Triton kernels cannot take such tensors; None if they can."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
