@@ -9,7 +9,14 @@ import pytest
 
 from mambaad.config import Config, PresetName
 from mambaad.errors import ConfigError
-from mambaad.presets import EPOCHS, RECIPE, configure, preset_settings
+from mambaad.presets import (
+    EPOCHS,
+    RECIPE,
+    VARIANTS,
+    configure,
+    preset_settings,
+    variant_settings,
+)
 
 
 def test_every_preset_has_its_epochs() -> None:
@@ -61,3 +68,25 @@ def test_an_unknown_preset_is_refused(tmp_path: Path) -> None:
     file.write_text('[train]\npreset = "cifar"\n')
     with pytest.raises(ConfigError, match="preset must be one of"):
         configure(file)
+
+
+def test_a_variant_changes_the_network_only(tmp_path: Path) -> None:
+    for name, settings in VARIANTS.items():
+        config = configure(variant=name)
+        assert config == Config().override(settings) != Config()
+        assert all(setting.startswith("model.") for setting in settings)
+        both = configure(preset="visa", variant=name)
+        assert both == configure(preset="visa").override(settings)
+    assert configure(variant="distinct").model.direction_count == 8
+    file = tmp_path / "settings.toml"
+    file.write_text("[model]\ndepths = [2, 2, 2, 2]\n")
+    config = configure(file, {"model.encoder": "filterbank"}, variant="fast")
+    model = config.model
+    assert (model.encoder, model.depths, model.directions) == ("filterbank", (2, 2, 2, 2), 2)
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"variant must be one of .*'fast'.*, got 'slow'"):
+        variant_settings("slow")
+    with pytest.raises(ConfigError, match="variant must be one of"):
+        configure(variant="slow")

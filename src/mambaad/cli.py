@@ -90,7 +90,7 @@ def train(
     variant: Variant = None,
     recipe: Recipe = None,
     settings: Settings = None,
-    encoder: Annotated[str | None, typer.Option(help="timm name, builtin, or filterbank.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="timm name, builtin or filterbank.")] = None,
     encoder_weights: EncoderWeights = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,

@@ -1,0 +1,235 @@
+"""Pictures of the old products, kept for the day when a new one is added: ``mambaad remember``.
+
+What would be forgotten is replayed (``mambaad.extend``): pictures of the old products are learned
+from beside the new ones. Where they come from, in this order:
+
+    the data set       that the run was trained on, or ``--old-data`` if it has moved
+    RUN/replay/        some prepared pictures of each product, PNG, and two lists of them
+
+The encoder is frozen and lies in the run, so a prepared picture gives its features to the bit. It
+takes 3 bytes a pixel before PNG's compression, where ResNet-18's features take 14 in 16 bits: 50
+pictures of 256 x 256 take at most 10 MB a product, mostly half of that. So pictures are kept.
+
+The lists are data sets of the layout ``csv``: ``samples.csv`` of pictures that the run learned
+from, ``held_out.csv`` of those that its thresholds come from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+from zlib import crc32
+
+import numpy as np
+from PIL import Image
+
+from mambaad.checkpoint import load_config
+from mambaad.config import Config
+from mambaad.data import Sample, load_picture, read_dataset
+from mambaad.data.cache import Progress
+from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from mambaad.files import replacing, write_text
+from mambaad.splits import read_pictures
+
+FOLDER, LIST, HELD_OUT = "replay", "samples.csv", "held_out.csv"
+
+COUNT = 50
+"""Pictures of each product that are kept where nothing else is said."""
+
+Where = Literal["data set", "kept pictures"]
+
+_COLUMNS = ("image_path", "label_index", "split", "mask_path", "category", "defect", "group")
+
+
+@dataclass(frozen=True)
+class OldPictures:
+    """What there is of a run's products."""
+
+    learned: tuple[Sample, ...]
+    """Good pictures that the run learned from."""
+
+    held_out: tuple[Sample, ...]
+    """Good pictures that it did not learn from, for thresholds; may be empty."""
+
+    test: tuple[Sample, ...]
+    """Test pictures; none where only kept pictures are left."""
+
+    where: Where
+    """Where they were found."""
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The products, sorted."""
+        return tuple(sorted({s.category for s in self.learned}))
+
+
+def find_pictures(run: Path, old_data: Path | None = None) -> OldPictures:
+    """The pictures of a run's products: of its data set, else those that it keeps.
+
+    Args:
+        run: The run folder.
+        old_data: Where the data set is now; None: where it was.
+
+    Raises:
+        CheckpointError: If the folder is not a run, or nothing is left of its pictures.
+        ConfigError: If it is the run of a study that learned from defective pictures.
+        DatasetError: If ``old_data`` cannot be read.
+    """
+    config = load_config(run)
+    if config.data.contamination:
+        raise ConfigError(
+            f"{run} learned from defective pictures (data.contamination = "
+            f"{config.data.contamination}): it is a study, and cannot be extended"
+        )
+    if old_data is not None:
+        return _of_data_set(run, config.override({"data.root": str(old_data.absolute())}))
+    if config.data.root:
+        try:
+            return _of_data_set(run, config)
+        except (DatasetError, ImageError):
+            if not (run / FOLDER / LIST).is_file():
+                raise CheckpointError(
+                    f"the old products would be forgotten: their pictures cannot be read in "
+                    f"{config.data.root}, and {run} keeps none. Give their folder with --old-data"
+                ) from None
+    if not (run / FOLDER / LIST).is_file():
+        raise CheckpointError(
+            f"the old products would be forgotten: {run} knows no data set and keeps no pictures. "
+            "Give their folder with --old-data"
+        )
+    kept = read_dataset(run / FOLDER / LIST, "csv").samples
+    return OldPictures(kept, _listed(run / FOLDER / HELD_OUT), (), "kept pictures")
+
+
+def _of_data_set(run: Path, config: Config) -> OldPictures:
+    learned, held_out, _ = read_pictures(config)
+    data = config.data
+    test = read_dataset(data.root, data.layout, data.categories).select(split="test").samples
+    aside = [*held_out, *_listed(run / HELD_OUT)]  # the latter of a run that was extended itself
+    return OldPictures(tuple(learned), tuple(aside), test, "data set")
+
+
+def _listed(path: Path) -> tuple[Sample, ...]:
+    """The pictures of a list; none if there is no such file."""
+    return read_dataset(path, "csv").samples if path.is_file() else ()
+
+
+def draw(samples: Sequence[Sample], count: int | None, seed: int) -> list[Sample]:
+    """Some pictures of each category, drawn with a seed, in the order that they came in.
+
+    Args:
+        samples: Pictures of any categories.
+        count: At most so many of a category; None: all.
+        seed: Whole number, at least 0. More pictures of the same seed include the fewer.
+    """
+    if count is None:
+        return list(samples)
+    drawn: set[Sample] = set()
+    for category in sorted({s.category for s in samples}):
+        own = [s for s in samples if s.category == category]
+        order = np.random.default_rng([seed, crc32(category.encode())]).permutation(len(own))
+        drawn |= {own[i] for i in order[:count].tolist()}
+    return [s for s in samples if s in drawn]
+
+
+def remember(
+    run: Path,
+    *,
+    count: int = COUNT,
+    old_data: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Path, int, int]:
+    """Keep some prepared pictures of every product in ``RUN/replay``; earlier ones are replaced.
+
+    Args:
+        run: The run folder.
+        count: At most so many of a product, and of its held-out pictures as many again; 1 or more.
+        old_data: Where the run's data set is now; None: where it was.
+        progress: Called with the number of pictures done and in all.
+
+    Returns:
+        The folder, the number of pictures in it, and their bytes.
+
+    Raises:
+        ConfigError: If ``count`` is less than 1.
+        MambaADError: See ``find_pictures``; ImageError if a picture cannot be read.
+    """
+    if count < 1:
+        raise ConfigError(f"the number of pictures to keep must be at least 1, got {count}")
+    config, found = load_config(run), find_pictures(run, old_data)
+    if found.where == "kept pictures":
+        raise CheckpointError(
+            f"{run} keeps its pictures already, and their data set is gone; give --old-data if it "
+            "has moved"
+        )
+    parts = [draw(s, count, config.train.seed) for s in (found.learned, found.held_out)]
+    folder, fresh = run / FOLDER, run / f".{FOLDER}.{os.getpid()}"
+    total = sum(map(len, parts))
+    try:
+        for part, name in zip(parts, (LIST, HELD_OUT), strict=True):
+            if part:
+                before = 0 if name == LIST else len(parts[0])
+                write_list(fresh / name, _prepared(part, fresh, config, before, total, progress))
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.replace(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder, total, sum(file.stat().st_size for file in folder.glob("*.png"))
+
+
+def _prepared(
+    samples: Sequence[Sample],
+    folder: Path,
+    config: Config,
+    before: int,
+    total: int,
+    progress: Progress | None,
+) -> list[Sample]:
+    """The pictures as the network takes them, written as PNG files; ``before`` are there."""
+    found = []
+    for number, sample in enumerate(samples, before + 1):
+        path = folder / f"{number:06}.png"
+        with replacing(path) as temporary:
+            Image.fromarray(load_picture(sample.image, config.data.image_size)).save(temporary)
+        found.append(replace(sample, image=path))
+        if progress is not None:
+            progress(number, total)
+    return found
+
+
+def copy_kept(pictures: OldPictures, folder: Path) -> OldPictures:
+    """The same with kept pictures copied to another run's folder, which then needs no other."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def copied(samples: Iterable[Sample]) -> tuple[Sample, ...]:
+        return tuple(replace(s, image=Path(shutil.copy2(s.image, folder))) for s in samples)
+
+    return replace(pictures, learned=copied(pictures.learned), held_out=copied(pictures.held_out))
+
+
+def write_list(path: Path, samples: Iterable[Sample]) -> None:
+    """Write pictures as a data set of the layout ``csv``, all or nothing.
+
+    Files beside the list, or in folders there, are named relative to it, others by whole paths.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for s in samples:
+        image, mask = (_name(file, path.parent) for file in (s.image, s.mask))
+        label = int(s.is_anomalous)
+        writer.writerow([image, label, s.split, mask, s.category, s.defect, s.group])
+    write_text(path, text.getvalue())
+
+
+def _name(file: Path | None, folder: Path) -> str:
+    if file is None:
+        return ""
+    whole, base = file.absolute(), folder.absolute()
+    return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
