@@ -156,9 +156,8 @@ def stress(
             f"no test pictures in {dataset.root}: a card needs good pictures and defective ones "
             f"(see 'mambaad check {dataset.root}')"
         )
-    tried = corruptions(kinds)
-    rows: dict[Corruption, dict[str, Outcome]] = {corruption: {} for corruption in tried}
-    done, total = 0, len(tests) * len(tried)
+    rows: dict[Corruption, dict[str, Outcome]] = {tried: {} for tried in corruptions(kinds)}
+    done, total = 0, len(tests) * len(rows)
 
     def score(store: Store) -> NDArray[np.float32]:
         maps = np.empty((len(store), *store.size), np.float32)
@@ -171,9 +170,9 @@ def stress(
 
     for category in tests.categories:
         samples = tests.select(categories=[category]).samples
-        threshold, top = calibration.threshold(category), score_top_of(method)
-        part = _Category(samples, image_size, dataset.root, seed, threshold, top)
-        for corruption in tried:
+        level = calibration.threshold(category)
+        part = _Category(samples, image_size, dataset.root, seed, level, score_top_of(method))
+        for corruption in rows:
             rows[corruption][category] = part.outcome(corruption, score)
             done += len(samples)
     return Card(seed, rows)

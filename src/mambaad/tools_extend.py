@@ -15,18 +15,20 @@ OldData = Annotated[
     typer.Option("--old-data", help="Where the data set of RUN is now, if it has moved."),
 ]
 
+Replay = Annotated[
+    str,
+    typer.Option(
+        help="Old pictures to learn from again: all, or so many of each product, which is "
+        "quicker and forgets more."
+    ),
+]
+
 
 def extend(
     run: Annotated[Path | None, typer.Argument(help="Trained run; it is left as it is.")] = None,
     data: Annotated[Path | None, typer.Argument(help="Data set of the new product.")] = None,
     out: Annotated[Path, typer.Option(help="Run folder to make.")] = Path("runs/extended"),
-    replay: Annotated[
-        str,
-        typer.Option(
-            help="Old pictures to learn from again: all, or so many of each product, which is "
-            "quicker and forgets more."
-        ),
-    ] = "all",
+    replay: Replay = "all",
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the pictures; a fifth of RUN's.")
     ] = None,
