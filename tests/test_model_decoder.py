@@ -224,3 +224,10 @@ def test_given_factors_are_used() -> None:
     dropped = module(x, orders, torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1))
     torch.testing.assert_close(dropped[0], whole[0])
     assert not torch.allclose(dropped[1], whole[1])
+
+
+def test_tables_made_in_prediction_serve_a_training() -> None:
+    decoder = Decoder(ModelConfig(depths=(1, 1, 1, 1), directions=2), (4, 8, 16), 32)
+    with torch.inference_mode():
+        table = decoder.orders(2, 2, torch.device("cpu"))
+    assert not table.is_inference()

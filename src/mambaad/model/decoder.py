@@ -132,8 +132,8 @@ class Decoder(nn.Module):
         missing = [size for size in sizes if (*size, device) not in self._tables]
         if not missing:
             return
-        made = _tables(self.config.scan, self.config.directions, tuple(missing))
         with torch.inference_mode(False):  # so that a later training can use the tables too
+            made = _tables(self.config.scan, self.config.directions, tuple(missing))
             for size, table in zip(missing, made, strict=True):
                 self._tables[(*size, device)] = table.to(device)
 
