@@ -4,8 +4,8 @@ Counts are of the training pictures that multi-class papers train on, and of all
 usually published; a copy that differs may also be another edition. What is not known is None.
 
 How sure they are: the totals of the paper's six sets are those of the papers' tables. The counts by
-category of MVTec AD, MVTec 3D-AD and Uni-Medical are known to agree with the totals in sum. Those of
-BTAD and MPDD have been compared with nothing; their remarks say so.
+category of MVTec AD, MVTec 3D-AD and Uni-Medical are known to agree with the totals in sum.
+Those of BTAD and MPDD have been compared with nothing; their remarks say so.
 """
 
 from __future__ import annotations
