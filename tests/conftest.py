@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,11 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from helpers import forget_tilings
+
 from mambaad.config import Config
 from mambaad.data.synthetic import synthesize
+from mambaad.scan import tuning
 from mambaad.train import train
 
 
@@ -53,3 +57,14 @@ def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> P
     run = tmp_path_factory.mktemp("tiny") / "run"
     train(tiny_config, run, device="cpu")
     return run
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuning.GpuClass]]:
+    """The kinds of GPUs that there are, at first one H200; and no file of tilings yet."""
+    kinds = [tuning.H200]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuning, "gpus", lambda: tuple(kinds))
+    forget_tilings()
+    yield kinds
+    forget_tilings()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Brightness
 from PIL import Image
 from torch import Tensor
 
@@ -24,13 +25,6 @@ from mambaad.results import save_evaluation
 
 SIZE = (32, 32)
 CPU = torch.device("cpu")
-
-
-class Brightness:
-    """A method whose anomaly is the red channel: pictures can be drawn to have known scores."""
-
-    def anomaly_maps(self, images: Tensor) -> Tensor:
-        return images[:, 0] * 0.229 + 0.485  # undoes the normalisation: 0..1
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Brightness
 from PIL import Image
-from torch import Tensor
 
 from mambaad.calibrate import calibrate
 from mambaad.data import Dataset, Sample
@@ -19,13 +19,6 @@ from mambaad.results import save_evaluation
 
 SIZE = (32, 32)
 CPU = torch.device("cpu")
-
-
-class Brightness:
-    """A method whose anomaly is the red channel."""
-
-    def anomaly_maps(self, images: Tensor) -> Tensor:
-        return images[:, 0] * 0.229 + 0.485  # undoes the normalisation: 0..1
 
 
 @pytest.fixture

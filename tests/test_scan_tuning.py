@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import forget_tilings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,23 +18,6 @@ STAGES = ((64, 1024), (256, 512), (1024, 256), (4096, 128))
 SIZE = Size(16, 8, 4096, 128)
 OTHER = Tiling(32, 2, 2, 4, 2)
 SMALL = GpuClass(8, 9, 24)
-
-
-def forget() -> None:
-    """Be a new process, as far as tilings go."""
-    tuning.find.cache_clear()
-    tuning.saved.cache_clear()
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[GpuClass]]:
-    """The kinds of GPUs that there are, at first one H200; and no file yet."""
-    kinds = [H200]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(tuning, "gpus", lambda: tuple(kinds))
-    forget()
-    yield kinds
-    forget()
 
 
 @given(
@@ -68,7 +51,7 @@ def test_what_is_shipped_fits_and_is_found(gpus: list[GpuClass]) -> None:
         assert tiling.fits(size.length)
         assert find(size) == (tiling, "shipped")
     assert find(Size(2, 8, 64, 1024)) == (rule(Size(2, 8, 64, 1024), 132), "rule")
-    forget()
+    forget_tilings()
     gpus[:] = [SMALL]
     assert find(SIZE) == (rule(SIZE, 24), "rule")
     assert find(SIZE).tiling != SHIPPED[H200][SIZE]
@@ -79,10 +62,10 @@ def test_what_is_saved_is_found_by_the_next_process(gpus: list[GpuClass], tmp_pa
     file = save({SIZE: OTHER}, {SIZE: {"ms": 1.5}})
     assert file == tmp_path / "mambaad" / "scan.json"
     assert find(SIZE) == before  # and by this one not: both passes of a step must agree
-    forget()
+    forget_tilings()
     assert find(SIZE) == (OTHER, "saved")
     save({Size(1, 1, 64, 32): Tiling(16, 4, 2, 1)}, {})
-    forget()
+    forget_tilings()
     assert find(SIZE).tiling == OTHER  # others are kept
     (rows,) = json.loads(file.read_text()).values()
     assert rows["16x8x4096x128"] == {
@@ -91,7 +74,7 @@ def test_what_is_saved_is_found_by_the_next_process(gpus: list[GpuClass], tmp_pa
     }
     assert [p.name for p in file.parent.iterdir()] == ["scan.json"]
     gpus[:] = [SMALL]
-    forget()
+    forget_tilings()
     assert find(SIZE).source == "rule"
 
 
@@ -129,7 +112,7 @@ def test_the_hash_is_of_the_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_different_gpus_take_the_rule_for_the_smallest(gpus: list[GpuClass]) -> None:
     save({SIZE: OTHER}, {})
     gpus.append(SMALL)
-    forget()
+    forget_tilings()
     assert tuning.gpu_class() is None
     assert find(SIZE) == (rule(SIZE, 24), "rule")
 
@@ -154,7 +137,7 @@ def test_rows_that_do_not_fit_are_left_out(row: object, caplog: pytest.LogCaptur
     content = json.loads(file.read_text())
     content[tuning.environment()][str(SIZE)] = row
     file.write_text(json.dumps(content))
-    forget()
+    forget_tilings()
     assert find(SIZE) == (SHIPPED[H200][SIZE], "shipped")
     assert find(Size(2, 8, 64, 32)).source == "saved"
     (record,) = caplog.records

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import forget_tilings
 from interpreter import interpreted_device
 
 from mambaad.errors import BackendError, CheckpointError, ConfigError
@@ -37,23 +38,6 @@ class Timer:
     def __call__(self, _: Callable[[], object]) -> float:
         self.seen.append(tuning.current(TINY.size))
         return self.ms if self.seen[-1] == self.fast else 1.0
-
-
-def forget() -> None:
-    """Be a new process, as far as tilings go."""
-    tuning.find.cache_clear()
-    tuning.saved.cache_clear()
-
-
-@pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[GpuClass]]:
-    """The kinds of GPUs that there are, at first one H200; and no file yet."""
-    kinds = [H200]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(tuning, "gpus", lambda: tuple(kinds))
-    forget()
-    yield kinds
-    forget()
 
 
 @pytest.fixture
@@ -220,7 +204,7 @@ def test_winners_are_saved(tiny_config: Config, tmp_path: Path) -> None:
     (saved,) = json.loads((tmp_path / "mambaad" / "scan.json").read_text()).values()
     assert list(saved) == [str(row.size) for row in rows[2:]]
     assert all(row["dtype"] == "torch.float32" and row["ms"] == 0.5 for row in saved.values())
-    forget()
+    forget_tilings()
     for row in rows:
         assert tuning.find(row.size) == ((row.new, "saved") if row.changed else row.old)
     assert f"wrote {tmp_path / 'mambaad' / 'scan.json'}" in tune.tune_notes(rows)

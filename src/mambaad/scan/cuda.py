@@ -5,7 +5,8 @@ the planes up in a fixed order, so that a repeated run gives the same bits. Back
 before every ``chunk``-th step was kept; each chunk is recomputed from there, its inner states in
 scratch memory small enough to stay in the cache, and walked backwards ``inner`` steps at a time.
 
-All arithmetic is float32. x, dy and projections may be 16 bits wide.
+All arithmetic is float32. x, dy and projections may be 16 bits wide; then what is added up over
+paths and over blocks of channels is, too.
 """
 
 from __future__ import annotations

@@ -1,0 +1,53 @@
+"""What only a GPU can show; ``scripts/check-gpu`` runs it, the ordinary tests do not."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from test_inference import every_value
+from torch import nn
+
+from mambaad.data.tensors import normalise
+from mambaad.inference import Normaliser
+from mambaad.model.fold import ConvReLU
+
+
+def test_there_is_a_gpu() -> None:
+    assert torch.cuda.is_available(), "scripts/check-gpu is for a machine with a CUDA GPU"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalising_at_once_is_one_kernel(dtype: torch.dtype) -> None:
+    pictures = every_value().cuda()
+    at_once = Normaliser(pictures.device, dtype)
+    torch.testing.assert_close(at_once(pictures), normalise(pictures).to(dtype), rtol=0, atol=5e-7)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        at_once(pictures)
+        torch.cuda.synchronize()
+    assert len([e for e in seen.events() if e.device_type.name == "CUDA"]) == 1
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    ("inputs", "size", "stride"), [(3, 7, 2), (64, 3, 1), (64, 3, 2), (64, 1, 1), (64, 1, 2)]
+)
+def test_one_call_on_a_gpu(inputs: int, size: int, stride: int, residual: bool) -> None:
+    """As near to float64 as the three steps, whatever the result's memory held before."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(inputs, 64, size, stride=stride, padding=size // 2).cuda().bfloat16()
+    joined = ConvReLU(convolution.to(memory_format=torch.channels_last)).requires_grad_(False)  # type: ignore[call-overload]
+    x = torch.randn(4, inputs, 32, 32, device="cuda").bfloat16()
+    exact = deepcopy(convolution).double()(x.double())
+    z = torch.randn_like(exact).bfloat16() if residual else None
+    exact = (exact if z is None else exact + z).relu()
+    stale = [torch.full_like(exact, torch.nan, dtype=torch.bfloat16) for _ in range(8)]
+    del stale
+    found = joined(x, z)
+    again = joined(x, z)
+    joined.refused = True
+    steps = joined(x, z)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, again)
+    assert (found - exact).abs().max() <= 1.01 * (steps - exact).abs().max()
