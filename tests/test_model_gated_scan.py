@@ -16,6 +16,9 @@ from mambaad.scan import direction_orders
 
 DEVICE = interpreted_device()
 
+# cuBLAS in the thread of the gradients finds no context when it is the first to run there
+pytestmark = pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning")
+
 
 def block(channels: int) -> HSSBlock:
     """With weights that leave no term out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def test_the_rule_on_an_h200() -> None:
     assert [t.segments for t in cut[1]] == [1, 8, 16, 32]
     assert [t.segments for t in cut[16]] == [1, 1, 1, 4]
     assert [t.segments for t in cut[64]] == [1, 1, 1, 1]
-    assert cut[16][3] == Tiling(64, 4, 2, 4)
+    assert cut[16][3] == Tiling(16, 4, 2, 4)
+    assert [t.chunk for t in cut[64]] == [16, 16, 16, 32]  # of four times as many states
 
 
 def test_the_rule_follows_the_number_of_multiprocessors() -> None:
@@ -69,7 +71,7 @@ def test_what_is_saved_is_found_by_the_next_process(gpus: list[GpuClass], tmp_pa
     assert find(SIZE).tiling == OTHER  # others are kept
     (rows,) = json.loads(file.read_text()).values()
     assert rows["16x8x4096x128"] == {
-        "tiling": {"chunk": 32, "unroll": 2, "inner": 2, "segments": 4, "pieces": 2},
+        "tiling": dataclasses.asdict(OTHER),
         "ms": 1.5,
     }
     assert [p.name for p in file.parent.iterdir()] == ["scan.json"]
@@ -125,6 +127,7 @@ def test_different_gpus_take_the_rule_for_the_smallest(gpus: list[GpuClass]) -> 
         {"tiling": {"chunk": 16, "unroll": 32, "inner": 2, "segments": 1}},
         {"tiling": {"chunk": 16, "unroll": 4, "inner": 2, "segments": 1000}},
         {"tiling": {"chunk": 16, "unroll": 4, "inner": 2, "segments": 0}},
+        {"tiling": {"chunk": 16, "unroll": 4, "inner": 2, "segments": 1, "warps": 32}},
         {"tiling": {"chunk": 16.0, "unroll": 4, "inner": 2, "segments": 1}},
         {"tiling": {"chunk": 16}},
         {},
@@ -173,3 +176,4 @@ def test_forced_ends_with_its_block() -> None:
 
 def test_names() -> None:
     assert (str(H200), str(SIZE), str(OTHER)) == ("sm90x132", "16x8x4096x128", "32/2/2 4x2")
+    assert str(Tiling(16, 4, 2, 1, 1, 12)) == "16/4/2 1x1 12 warps"

@@ -38,6 +38,7 @@ CHUNKS = (16, 32, 64)
 SEGMENTS = (1, 2, 4, 8, 16, 32)
 UNROLLS = (2, 4)
 PIECES = (1, 2, 4)
+WARPS = (8, 12, 16)
 
 MOST_WARPS = 4096
 """Paths are not cut further: four times what keeps an H200 busy, and each cut costs work."""
@@ -46,8 +47,8 @@ LEAST_GAIN = 0.02
 """Part of the present tiling's time that another one must save to take its place."""
 
 NAMES = ("y", "x", "projections", "a_log", "dt_weight", "dt_bias", "skip")
-ALWAYS_WIDE = ("a_log", "dt_bias", "skip")
-"""Gradients whose sums are never rounded to 16 bits."""
+ALWAYS_WIDE = ("skip",)
+"""Gradients that are as exact with 16-bit inputs: no saved state goes into them."""
 
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 2**-7}
 """Largest relative L2 distance between two tilings' results: wrong states make far larger ones."""
@@ -239,8 +240,9 @@ def cuts(size: Size) -> list[Tiling]:
 
 
 def variants(tiling: Tiling, size: Size) -> list[Tiling]:
-    """The candidates of the second round: other unrolled steps, other pieces."""
+    """The candidates of the second round: other unrolled steps, warps and pieces."""
     found = [replace(tiling, unroll=unroll) for unroll in UNROLLS]
+    found += [replace(tiling, warps=warps) for warps in WARPS]
     if tiling.segments > 1:
         found += [replace(tiling, pieces=pieces) for pieces in PIECES]
     return [other for other in found if other.fits(size.length)]

@@ -123,7 +123,9 @@ def _(
     y = projected.new_empty((batch, height, width, wide // 2))
     pixels = projected.new_empty((batch, height * width, wide // 2))
     projections = projected.new_empty((*pixels.shape[:2], *scan_proj.shape[:2]))
-    states = projected.new_empty(cuda.states_shape(pixels, a_log, orders), dtype=torch.float32)
+    states = projected.new_empty(
+        cuda.states_shape(pixels, a_log, orders), dtype=cuda.states_dtype(pixels)
+    )
     mean = projected.new_empty(batch * height * width, dtype=torch.float32)
     return y, pixels, projections, states, torch.empty_like(pixels), mean, torch.empty_like(mean)
 

@@ -127,19 +127,22 @@ def resolve_backend(
     return "torch" if reason else "triton"
 
 
-@constant_result
 def _no_triton(device: torch.device, dtype: torch.dtype, size: int, paths: int) -> str | None:
     """Why the Triton kernels cannot take such tensors; None if they can."""
+    if size in STATE_SIZES and 1 <= paths <= MOST_PATHS:
+        return _no_triton_for(device, dtype)
+    return (
+        f"it takes {list(STATE_SIZES)} states and 1 to {MOST_PATHS} paths, got {size} and {paths}"
+    )
+
+
+@constant_result  # torch.compile may not know sizes yet, so this is not asked for any
+def _no_triton_for(device: torch.device, dtype: torch.dtype) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not (interpreted and device.type == "cpu"):
         return f"it needs tensors on a CUDA device, got {device}"
     if dtype != torch.float32:
         return f"it computes in float32, got {dtype}"
-    if size not in STATE_SIZES or not 1 <= paths <= MOST_PATHS:
-        return (
-            f"it takes {list(STATE_SIZES)} states and 1 to {MOST_PATHS} paths, "
-            f"got {size} and {paths}"
-        )
     return None if interpreted else _missing_for_triton()
 
 

@@ -6,10 +6,15 @@ before every ``chunk``-th step was kept; each chunk is recomputed from there, it
 scratch memory small enough to stay in the cache, and walked backwards ``inner`` steps at a time.
 
 All arithmetic is float32. x, dy and projections may be 16 bits wide; then what is added up over
-paths and over blocks of channels is, too.
+paths and over blocks of channels is, too, and the states kept for the gradient are bfloat16. That
+rounding does not build up along a path, as it enters neither recurrence but in the first state of a
+chunk; it moves the gradients of C, Δ and A by about as much as rounding B, C and x does (some
+1e-3 of them), so those of a_log and dt_bias are no longer within 1e-6. y is not changed by it.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +28,12 @@ _BLOCK = 1024
 _SMALL_BLOCK = 512
 """The same for what is small and has many summands."""
 
-_LARGEST_FUSED_RANK = 8
-"""Up to here the step projection's gradients are taken inside the backward kernel."""
+_SUMS = 16
+"""Parts that a float32 product over all positions is cut into."""
+
+_LARGEST_FUSED_RANK = {2: 4, 4: 8}
+"""By bytes of a projection: up to here the step projection's gradients are taken inside the
+backward kernel. Beyond, products of matrices read its dz, which costs the less the fewer bytes."""
 
 
 def forward(
@@ -45,18 +54,19 @@ def forward(
         save: Whether states are wanted.
 
     Returns:
-        y (B, L, D) in the dtype of x; states as ``states_shape`` says, float32, or empty.
+        y (B, L, D) in the dtype of x; states of ``states_shape`` and ``states_dtype``, or empty.
     """
     p = _Problem(x, projections, a_log, dt_weight, dt_bias, skip, orders)
     planes = p.planes()
-    states = p.empty(*states_shape(x, a_log, orders)) if save else p.empty(0)
+    shape = states_shape(x, a_log, orders) if save else (0,)
+    states = p.empty(*shape, dtype=states_dtype(x))
     segments, blocks = p.tiling.segments, -(-p.channels // LANES)
     ends, sums = p.summaries(p.x, reverse=False)
     cuda_forward.forward_kernel[(blocks * segments, p.paths, p.batch)](
         p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, planes, states, ends, sums,
         p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
         R=p.rank, N=p.states, T=p.tiling.chunk, U=p.tiling.unroll,
-        SAVE=save, EVEN_L=p.even, num_warps=1,
+        SAVE=save, EVEN=p.even, num_warps=1,
     )  # fmt: skip
     return p.sum_of_planes(planes), states
 
@@ -80,28 +90,30 @@ def backward(
         saved: The states that ``forward`` returned.
     """
     p = _Problem(x, projections, a_log, dt_weight, dt_bias, skip, orders)
-    fused = p.rank <= _LARGEST_FUSED_RANK and p.rank < p.states
+    fused = p.rank <= _LARGEST_FUSED_RANK[projections.itemsize] and p.rank < p.states
     segments, chunk = p.tiling.segments, p.tiling.chunk
     blocks = -(-p.channels // LANES)
     extra = p.rank if fused else 0
-    steps = p.tiling.inner
+    plan = _Plan.of(p.tiling, saved.dtype)
     planes = p.planes()
     rows = projections.new_empty((blocks, p.batch, p.length, p.paths, 2 * p.states + extra))
     shape = (0,) if fused else (p.batch, p.length, p.paths, p.channels)
     dz = projections.new_empty(shape)  # as wide as the matrix products that take it
     sums_a = p.empty(p.batch * segments, p.paths, p.channels, p.states)
     parameters = p.empty(p.batch * segments, p.paths, 2 + extra, p.channels)
-    programs = min(blocks * segments * p.paths * p.batch, tuning.warps_at_once())
-    scratch = p.empty(programs * (chunk // steps * p.states + 2 * chunk) * LANES)
+    programs = min(blocks * segments * p.paths * p.batch, tuning.warps_at_once(plan.warps))
+    scratch = programs * chunk + plan.steps  # of steps; see backward_kernel for those in front
+    below = p.empty(scratch // plan.steps * p.states * LANES, dtype=saved.dtype)
+    kept = p.empty(scratch * 2 * LANES)
     ends, sums = p.summaries(dy, reverse=True)
     cuda_backward.backward_kernel[(programs,)](
         dy, p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, saved, ends, sums,
-        scratch, planes, rows, dz, sums_a, parameters,
+        below, kept, planes, rows, dz, sums_a, parameters,
         p.batch, p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
-        R=p.rank, N=p.states, T=chunk, U=steps,
-        FUSED=fused, EVEN_L=p.even, num_warps=1,
+        R=p.rank, N=p.states, T=chunk, U=plan.steps, V=plan.ahead,
+        FUSED=fused, EVEN=p.even, num_warps=1, maxnreg=plan.registers,
     )  # fmt: skip
-    del scratch
+    del below, kept
     dx = p.sum_of_planes(planes)
     del planes
     return dx, *_parameter_gradients(p, projections, rows, dz, sums_a, parameters, fused)
@@ -136,9 +148,46 @@ def _parameter_gradients(
         low = projections.reshape(-1, p.paths, projections.shape[-1])[..., : p.rank]
         with torch.autocast(dz.device.type, enabled=False):
             dlow = torch.bmm(by_path, p.dt_weight.to(dz.dtype))
-            ddt_weight = torch.bmm(by_path.transpose(1, 2), low.transpose(0, 1)).float()
+            ddt_weight = _sum_of_products(by_path.transpose(1, 2), low.transpose(0, 1))
         dprojections.view(-1, p.paths, projections.shape[-1])[..., : p.rank] = dlow.transpose(0, 1)
     return dprojections, da_log, ddt_weight, ddt_bias, dskip
+
+
+def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """left (K, D, n) @ right (K, n, R) in float32.
+
+    In float32 n is cut into ``_SUMS`` parts: cuBLAS adds all n to one register, and thousands of
+    roundings in a row are more than the plain path's.
+    """
+    if left.dtype != torch.float32:
+        return torch.bmm(left, right).float()
+    part = -(-left.shape[2] // _SUMS)
+    pieces = zip(left.split(part, dim=2), right.split(part, dim=1), strict=True)
+    return torch.stack([torch.bmm(a, b) for a, b in pieces]).sum(0)
+
+
+class _Plan(NamedTuple):
+    """How the backward kernel goes through a chunk."""
+
+    warps: int
+    """On each multiprocessor."""
+
+    registers: int | None
+    """Of a lane at most; None leaves it to the assembler."""
+
+    steps: int
+    """Taken at once on the way back; of the states, those between are not in scratch memory."""
+
+    ahead: int
+    """Taken at once on the way forwards."""
+
+    @classmethod
+    def of(cls, tiling: Tiling, states: torch.dtype) -> _Plan:
+        """For states of this dtype: see ``cuda_backward``."""
+        if states == torch.float32:
+            return cls(tuning.WARPS, None, tiling.inner, tiling.inner)
+        registers = 168 if tiling.warps <= 12 else 128
+        return cls(tiling.warps, registers, 1, min(2, tiling.chunk))
 
 
 class _Problem:
@@ -165,10 +214,10 @@ class _Problem:
         self.tiling = tiling(self.batch, self.paths, self.length, self.channels)
         self.chunks = -(-self.length // self.tiling.chunk)
         self.pieces = self.tiling.segments * self.tiling.pieces
-        self.even = self.length % self.tiling.chunk == 0
+        self.even = self.length % self.tiling.chunk == 0 and self.channels % LANES == 0
 
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=self.x.device)
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.x.device)
 
     def planes(self) -> Tensor:
         """A map for every path, as wide as x: rounding the summands of a sum that is rounded
@@ -190,7 +239,7 @@ class _Problem:
                 self.length, self.channels, self.paths, pieces, last if reverse else 0,
                 self.chunks, blocks,
                 R=self.rank, N=self.states, T=self.tiling.chunk, U=self.tiling.unroll,
-                REVERSE=reverse, EVEN_L=self.even, num_warps=1,
+                REVERSE=reverse, EVEN=self.even, num_warps=1,
             )  # fmt: skip
         return ends, sums
 
@@ -209,6 +258,11 @@ def states_shape(x: Tensor, a_log: Tensor, orders: Tensor) -> tuple[int, int, in
     paths, size = orders.shape[0], a_log.shape[2]
     chunk = tiling(batch, paths, length, channels).chunk
     return batch, paths, -(-length // chunk), -(-channels // LANES), size * LANES
+
+
+def states_dtype(x: Tensor) -> torch.dtype:
+    """Of the saved states: bfloat16 if x is, or float32; float16 has not the range."""
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
 
 
 def tiling(batch: int, paths: int, length: int, channels: int) -> Tiling:

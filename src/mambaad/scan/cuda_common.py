@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LOG2_E_TAIL = tl.constexpr(1.9259629911e-8)  # log2 e less what float32 holds of it
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
@@ -29,29 +28,34 @@ LN_2 = tl.constexpr(0.6931471805599453)
 def exp_of(z):
     """e^z to the last bits: what the product z log2 e loses in rounding is put back."""
     product = z * LOG2_E
-    lost = tl.fma(z, LOG2_E, -product) + z * LOG2_E_TAIL
     power = tl.exp2(product)
-    return power + power * (lost * LN_2)
+    return power + power * tl.fma(product, -LN_2, z)
 
 
 @triton.jit
 def softplus_of(z):
     """log(1 + e^z), and its derivative sigmoid(z).
 
-    log1p(e) = 2 artanh(e / (2 + e)) as a polynomial, since log(1 + e) loses what small e has.
+    log1p(e) = 2 artanh(s / 2), s = e / (1 + e / 2), since log(1 + e) loses what small e has: a
+    polynomial in s^2, for s^2 <= 4 / 9 within 5e-9 of it (minimax, fitted here). Both divisions
+    share 1 / ((1 + e)(1 + e / 2)), taken as a square of a reciprocal root, which is one instruction
+    of a GPU, and corrected by a Newton step.
     """
     e = exp_of(-tl.abs(z))
-    s = e / (2.0 + e)
+    whole, half = 1.0 + e, 1.0 + 0.5 * e
+    product = whole * half
+    root = tl.rsqrt(product)
+    inverse = root * root
+    inverse += inverse * tl.fma(-product, inverse, 1.0)
+    s = e * whole * inverse
     q = s * s
-    series = 1.0 / 13.0
-    series = series * q + 1.0 / 11.0
-    series = series * q + 1.0 / 9.0
-    series = series * q + 1.0 / 7.0
-    series = series * q + 1.0 / 5.0
-    series = series * q + 1.0 / 3.0
+    series = 0.00054735271
+    series = series * q + 0.00218743295
+    series = series * q + 0.01250678115
+    series = series * q + 0.08333301544
     series = series * q + 1.0
-    dt = tl.maximum(z, 0.0) + 2.0 * s * series
-    return dt, tl.where(z >= 0, 1.0, e) / (1.0 + e)
+    dt = tl.maximum(z, 0.0) + s * series
+    return dt, tl.where(z >= 0, 1.0, e) * half * inverse
 
 
 @triton.jit
@@ -90,43 +94,83 @@ def collect(values, lane, Q: tl.constexpr):
 
 
 @triton.jit
+def low_half(words):
+    """The bfloat16 in the low half of each word, as float32."""
+    return (words << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def high_half(words):
+    """The bfloat16 in the high half of each word, as float32."""
+    return (words & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_numbers(row, at, PAIRS: tl.constexpr):
+    """Four numbers of a row from ``at`` on, for every lane; if PAIRS, as two words of 32 bits.
+
+    ``widened`` makes float32 of them where they are used: until then words take half the registers,
+    and of a pair they need two instructions instead of three.
+    """
+    if PAIRS:
+        words = (row + at).to(tl.pointer_type(tl.int32))
+        return tl.load(words[:, None] + tl.arange(0, 2)[None, :])
+    else:  # noqa: RET505 - Triton reads what follows a return, unless it is left out like this
+        return tl.load((row + at)[:, None] + tl.arange(0, 4)[None, :])
+
+
+@triton.jit
+def widened(values):
+    """What ``load_numbers`` loaded, (32, 4), as float32."""
+    if values.dtype == tl.int32:
+        return tl.reshape(tl.join(low_half(values), high_half(values)), (32, 4))
+    else:  # noqa: RET505 - see load_numbers
+        return values.to(tl.float32)
+
+
+@triton.jit
 def load_row(row, lane, R: tl.constexpr, N: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr):
-    """One step's row as tensors (32, 4): Δ's inputs, then COUNT of B, C from FIRST.
+    """One step's row for ``widened``: Δ's inputs, then COUNT of B, C from FIRST.
 
     If R < N, every lane gets all inputs of Δ, 4 to a tensor; else a team shares them out, N to a
     tensor. Of B and C a lane gets the numbers of its states.
     """
-    own = lane_numbers(lane, N // 4)
+    PAIRS: tl.constexpr = R % 4 == 0 and row.dtype.element_ty == tl.bfloat16
+    WIDTH: tl.constexpr = 4 if R < N else N
+    own = lane % (N // 4) * 4
+    inputs = own * 0 if R < N else own
     vectors = ()
-    if R < N:
-        for i in tl.static_range((R + 3) // 4):
-            at = own * 0 + tl.arange(0, 4)[None, :] + 4 * i
-            if R % 4 == 0:
-                vectors = vectors + (tl.load(row + at).to(tl.float32),)
-            else:
-                vectors = vectors + (tl.load(row + at, mask=at < R, other=0.0).to(tl.float32),)
-    else:
-        for i in tl.static_range((R + N - 1) // N):
-            at = own + N * i
-            if R % N == 0:
-                vectors = vectors + (tl.load(row + at).to(tl.float32),)
-            else:
-                vectors = vectors + (tl.load(row + at, mask=at < R, other=0.0).to(tl.float32),)
+    for i in tl.static_range((R + WIDTH - 1) // WIDTH):
+        if R % WIDTH == 0:
+            vectors = vectors + (load_numbers(row, inputs + WIDTH * i, PAIRS),)
+        else:
+            at = (inputs + WIDTH * i)[:, None] + tl.arange(0, 4)[None, :]
+            vectors = vectors + (tl.load(row[:, None] + at, mask=at < R, other=0.0),)
     for i in tl.static_range(COUNT):
-        vectors = vectors + (tl.load(row + R + (FIRST + i) * N + own).to(tl.float32),)
+        vectors = vectors + (load_numbers(row, own + R + (FIRST + i) * N, PAIRS),)
     return vectors
+
+
+@triton.jit
+def load_channels(pointer, in_d, EVEN: tl.constexpr):
+    """A number for each lane; 0 for those without a channel, of which there are none if EVEN."""
+    if EVEN:
+        return tl.load(pointer)
+    else:  # noqa: RET505 - see load_numbers
+        return tl.load(pointer, mask=in_d, other=0.0)
 
 
 @triton.jit
 def load_steps(
     source, proj, pixels, d, lane, in_d, D, K,
     R: tl.constexpr, N: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr, U: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """What U steps read, as one tuple: for each the row's tensors, then ``source``."""
     steps = ()
     for i in tl.static_range(U):
         steps = steps + load_row(proj + pixels[i] * (K * (R + 2 * N)), lane, R, N, FIRST, COUNT)
-        steps = steps + (tl.load(source + pixels[i] * D + d, mask=in_d, other=0.0),)
+        steps = steps + (load_channels(source + pixels[i] * D + d, in_d, EVEN),)
     return steps
 
 
@@ -158,27 +202,41 @@ def before_softplus(row, weight, bias, lane, R: tl.constexpr, N: tl.constexpr):
     if R < N:
         z = bias
         for i in tl.static_range((R + 3) // 4):
-            z += tl.sum(weight[i] * row[i], axis=1)
+            z += tl.sum(weight[i] * widened(row[i]), axis=1)
     else:
         Q: tl.constexpr = N // 4
         COUNT: tl.constexpr = (R + N - 1) // N
-        parts = ()
+        inputs, parts = (), ()
+        for i in tl.static_range(COUNT):
+            inputs = inputs + (widened(row[i]),)
         for j in tl.static_range(Q):
-            product = weight[j * COUNT] * row[0]
+            product = weight[j * COUNT] * inputs[0]
             for i in tl.static_range(COUNT - 1):
-                product += weight[j * COUNT + i + 1] * row[i + 1]
+                product += weight[j * COUNT + i + 1] * inputs[i + 1]
             parts = parts + (tl.sum(product, axis=1),)
         z = bias + collect(parts, lane, Q)
     return z
 
 
 @triton.jit
-def load_pixels(orders, t, L, WAY: tl.constexpr, COUNT: tl.constexpr):
-    """The pixels of the steps t, t + WAY, ..., as a tuple; outside the path, those of its ends."""
+def load_pixels(orders, t, L, lane, WAY: tl.constexpr, COUNT: tl.constexpr):
+    """The pixels of the steps t, t + WAY, ..., one to a lane; outside the path, those of its ends.
+
+    Not numbers that all lanes share: those the assembler moves to registers for such numbers, and
+    waits for them at once.
+    """
+    WIDTH: tl.constexpr = COUNT if COUNT > 1 else 2
+    step = tl.minimum(tl.maximum(t + WAY * (lane % WIDTH), 0), L - 1)
+    return tl.load(orders + step)
+
+
+@triton.jit
+def pixels_of(loaded, lane, COUNT: tl.constexpr):
+    """What ``load_pixels`` loaded, each for all lanes, as a tuple."""
+    WIDTH: tl.constexpr = COUNT if COUNT > 1 else 2
     pixels = ()
     for i in tl.static_range(COUNT):
-        step = tl.minimum(tl.maximum(t + i * WAY, 0), L - 1)
-        pixels = pixels + (tl.load(orders + step),)
+        pixels = pixels + (tl.gather(loaded, lane - lane % WIDTH + i, 0),)
     return pixels
 
 
@@ -204,21 +262,54 @@ def zero_states(Q: tl.constexpr):
 
 
 @triton.jit
+def load_head(pointer, lane, Q: tl.constexpr):
+    """What ``store_states`` stored, for ``states_of``: Q tensors (32, 4), or half as many of words
+    with two bfloat16 in each."""
+    at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
+    head = ()
+    if pointer.dtype.element_ty == tl.bfloat16:
+        words = pointer.to(tl.pointer_type(tl.int32))
+        for j in tl.static_range(Q // 2):
+            head = head + (tl.load(words + j * 128 + at),)
+    else:
+        for j in tl.static_range(Q):
+            head = head + (tl.load(pointer + j * 128 + at),)
+    return head
+
+
+@triton.jit
+def states_of(head, Q: tl.constexpr):
+    """The states in what ``load_head`` loaded."""
+    if head[0].dtype == tl.int32:
+        states = ()
+        for j in tl.static_range(Q // 2):
+            states = states + (low_half(head[j]), high_half(head[j]))
+        return states
+    else:  # noqa: RET505 - see load_numbers
+        return head
+
+
+@triton.jit
 def load_states(pointer, lane, Q: tl.constexpr):
     """What ``store_states`` stored."""
-    at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
-    states = ()
-    for j in tl.static_range(Q):
-        states = states + (tl.load(pointer + j * 128 + at),)
-    return states
+    return states_of(load_head(pointer, lane, Q), Q)
 
 
 @triton.jit
 def store_states(pointer, states, lane, Q: tl.constexpr):
-    """Store a warp's states (Q, 32, 4) as it holds them: 16 bytes a lane, side by side."""
-    at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
-    for j in tl.static_range(Q):
-        tl.store(pointer + j * 128 + at, states[j])
+    """Store a warp's states (Q, 32, 4) as it holds them: 16 bytes a lane, side by side.
+
+    As float32 or, two tensors' numbers taking turns, as bfloat16.
+    """
+    if pointer.dtype.element_ty == tl.bfloat16:
+        at = lane[:, None] * 8 + tl.arange(0, 8)[None, :]
+        for j in tl.static_range(Q // 2):
+            pairs = tl.reshape(tl.join(states[2 * j], states[2 * j + 1]), (32, 8))
+            tl.store(pointer + j * 256 + at, pairs.to(tl.bfloat16))
+    else:
+        at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
+        for j in tl.static_range(Q):
+            tl.store(pointer + j * 128 + at, states[j])
 
 
 @triton.jit

@@ -12,9 +12,11 @@ from mambaad.scan.cuda_common import (
     load_steps,
     load_weight,
     log2_decays,
+    pixels_of,
     softplus_of,
     spread,
     store_states,
+    widened,
     zero_states,
 )
 
@@ -24,7 +26,7 @@ def summary_kernel(
     source, proj, a_log, dt_weight, dt_bias, orders, ends, sums,
     L, D, K, pieces, skipped, chunks, blocks,
     R: tl.constexpr, N: tl.constexpr, T: tl.constexpr, U: tl.constexpr,
-    REVERSE: tl.constexpr, EVEN_L: tl.constexpr,
+    REVERSE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """What a piece of a path does to a state that comes in; the first ``skipped`` are left out.
 
@@ -54,12 +56,13 @@ def summary_kernel(
     first = piece * per_piece
     steps = tl.minimum(per_piece, chunks * T - first)
     t = first + steps - 1 if REVERSE else first
-    here = load_pixels(orders, t, L, WAY, U)
-    coming = load_pixels(orders, t + WAY * U, L, WAY, U)
-    group = load_steps(source, proj, here, d, lane, in_d, D, K, R, N, FIRST, 1, U)
+    here = pixels_of(load_pixels(orders, t, L, lane, WAY, U), lane, U)
+    coming = load_pixels(orders, t + WAY * U, L, lane, WAY, U)
+    group = load_steps(source, proj, here, d, lane, in_d, D, K, R, N, FIRST, 1, U, EVEN)
     for _ in range(0, steps, U):
-        later = load_pixels(orders, t + 2 * WAY * U, L, WAY, U)
-        following = load_steps(source, proj, coming, d, lane, in_d, D, K, R, N, FIRST, 1, U)
+        there = pixels_of(coming, lane, U)
+        later = load_pixels(orders, t + 2 * WAY * U, L, lane, WAY, U)
+        following = load_steps(source, proj, there, d, lane, in_d, D, K, R, N, FIRST, 1, U, EVEN)
         tl.debug_barrier()
         for i in tl.static_range(U):
             own = group[i * STEP : (i + 1) * STEP]
@@ -67,15 +70,16 @@ def summary_kernel(
             value = own[STEP - 1].to(tl.float32)
             if not REVERSE:
                 value = value * dt
-            if not EVEN_L:
+            if not EVEN:
                 dt = tl.where(t + i * WAY < L, dt, 0.0)
                 value = tl.where(t + i * WAY < L, value, 0.0)
             total += dt
             dts, values = spread(dt, lane, Q), spread(value, lane, Q)
+            row = widened(own[STEP - 2])
             new = ()
             for j in tl.static_range(Q):
                 decay = tl.exp2(dts[j][:, None] * a[j])
-                driven = values[j][:, None] * own[STEP - 2]
+                driven = values[j][:, None] * row
                 if REVERSE:
                     new = new + (decay * (states[j] + driven),)
                 else:
@@ -93,7 +97,7 @@ def forward_kernel(
     x, proj, a_log, dt_weight, dt_bias, skip, orders, planes, saved, ends, sums,
     L, D, K, segments, pieces, chunks, blocks,
     R: tl.constexpr, N: tl.constexpr, T: tl.constexpr, U: tl.constexpr,
-    SAVE: tl.constexpr, EVEN_L: tl.constexpr,
+    SAVE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """One path's y, put where its pixels are: ``planes`` (B, K, L, D).
 
@@ -123,14 +127,15 @@ def forward_kernel(
     per_segment = tl.cdiv(chunks, pieces) * (pieces // segments)
     first = segment * per_segment * T
     last = tl.minimum(chunks, (segment + 1) * per_segment) * T
-    here = load_pixels(orders, first, L, 1, U)
-    coming = load_pixels(orders, first + U, L, 1, U)
-    group = load_steps(x, proj, here, d, lane, in_d, D, K, R, N, 0, 2, U)
+    here = pixels_of(load_pixels(orders, first, L, lane, 1, U), lane, U)
+    coming = load_pixels(orders, first + U, L, lane, 1, U)
+    group = load_steps(x, proj, here, d, lane, in_d, D, K, R, N, 0, 2, U, EVEN)
     for t in range(first, last, U):
         # The loads of the next steps start before these are computed; the barrier keeps the
         # compiler from moving them back to where they are used.
-        later = load_pixels(orders, t + 2 * U, L, 1, U)
-        following = load_steps(x, proj, coming, d, lane, in_d, D, K, R, N, 0, 2, U)
+        there = pixels_of(coming, lane, U)
+        later = load_pixels(orders, t + 2 * U, L, lane, 1, U)
+        following = load_steps(x, proj, there, d, lane, in_d, D, K, R, N, 0, 2, U, EVEN)
         tl.debug_barrier()
         if SAVE:
             if t % T == 0:
@@ -139,18 +144,19 @@ def forward_kernel(
         for i in tl.static_range(U):
             own = group[i * STEP : (i + 1) * STEP]
             dt, _ = softplus_of(before_softplus(own, weight, bias, lane, R, N))
-            if not EVEN_L:
+            if not EVEN:
                 dt = tl.where(t + i < L, dt, 0.0)
             xt = own[STEP - 1].to(tl.float32)
             dts, drives = spread(dt, lane, Q), spread(dt * xt, lane, Q)
+            b_row, c_row = widened(own[STEP - 3]), widened(own[STEP - 2])
             new, parts = (), ()
             for j in tl.static_range(Q):
-                driven = drives[j][:, None] * own[STEP - 3]
+                driven = drives[j][:, None] * b_row
                 h = tl.exp2(dts[j][:, None] * a[j]) * states[j] + driven
-                parts = parts + (tl.sum(h * own[STEP - 2], axis=1),)
+                parts = parts + (tl.sum(h * c_row, axis=1),)
                 new = new + (h,)
             states = new
             y = collect(parts, lane, Q) + factor * xt
-            inside = in_d if EVEN_L else d < tl.where(t + i < L, D, 0)
+            inside = in_d if EVEN else d < tl.where(t + i < L, D, 0)
             tl.store(planes + here[i] * D + d, y, mask=inside)
-        group, here, coming = following, coming, later
+        group, here, coming = following, there, later

@@ -7,6 +7,7 @@ single node with known shapes and ``opcheck`` can test it. Which home runs is an
     torch       the same with the steps taken in parallel chunks          reference.py
     numba       compiled for the CPU, float32                             cpu.py
     triton      compiled for CUDA GPUs; x and projections may be 16-bit   cuda.py
+                (then the states saved for its gradient are bfloat16)
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _(
         from mambaad.scan import cuda
 
         shape = cuda.states_shape(x, a_log, orders) if save else (0,)
-        return y, x.new_empty(shape, dtype=torch.float32)
+        return y, x.new_empty(shape, dtype=cuda.states_dtype(x))
     if backend != "numba":
         return y, x.new_empty(0)
     from mambaad.scan import cpu

@@ -41,7 +41,13 @@ LARGEST_CHUNK = 256
 
 WARPS = 8
 """Warps on each multiprocessor: fewer would wait for their loads, two on each scheduler, and more
-of the backward kernel's do not fit, of 255 registers a lane."""
+of the backward kernel's do not fit, of 255 registers a lane in float32."""
+
+MOST_WARPS = 16
+"""Of the backward kernel in bfloat16, of 128 registers a lane."""
+
+MOST_SHORT = 2**16
+"""Steps of all pictures together up to which a path's chunks are short."""
 
 _logger = logging.getLogger(__name__)
 
@@ -57,7 +63,8 @@ class Tiling:
     """Steps of the forward kernel written out one after the other; divides ``chunk``."""
 
     inner: int
-    """Steps whose states the backward kernel holds in registers at once; divides ``chunk``."""
+    """Steps whose states the float32 backward kernel holds in registers at once; divides
+    ``chunk``. The bfloat16 one takes them singly."""
 
     segments: int
     """Parts of a path that are taken side by side."""
@@ -65,9 +72,14 @@ class Tiling:
     pieces: int = 1
     """Parts of a segment that are summarised side by side before that."""
 
+    warps: int = WARPS
+    """Warps of the bfloat16 backward kernel on each multiprocessor; of 168 registers a lane up to
+    12, of 128 beyond. In float32 there are ``WARPS``."""
+
     def __str__(self) -> str:
-        """``chunk/unroll/inner segments x pieces``."""
-        return f"{self.chunk}/{self.unroll}/{self.inner} {self.segments}x{self.pieces}"
+        """``chunk/unroll/inner segments x pieces``, and ``warps`` if it is not the usual number."""
+        more = "" if self.warps == WARPS else f" {self.warps} warps"
+        return f"{self.chunk}/{self.unroll}/{self.inner} {self.segments}x{self.pieces}{more}"
 
     def fits(self, length: int) -> bool:
         """Whether the kernels can take a path of ``length`` steps so."""
@@ -78,6 +90,7 @@ class Tiling:
         return (
             all(value & (value - 1) == 0 for value in steps)
             and max(self.unroll, self.inner) <= self.chunk <= LARGEST_CHUNK
+            and self.warps <= MOST_WARPS
             and (self.segments == 1 or self.segments * self.pieces <= -(-length // self.chunk))
         )
 
@@ -117,17 +130,17 @@ H200 = GpuClass(9, 0, 132)
 SHIPPED: Mapping[GpuClass, Mapping[Size, Tiling]] = {
     H200: {
         Size(1, 8, 64, 1024): Tiling(16, 4, 2, 1),
-        Size(1, 8, 256, 512): Tiling(32, 4, 2, 8),
-        Size(1, 8, 1024, 256): Tiling(32, 4, 2, 16),
-        Size(1, 8, 4096, 128): Tiling(64, 4, 2, 32),
+        Size(1, 8, 256, 512): Tiling(16, 4, 2, 8),
+        Size(1, 8, 1024, 256): Tiling(16, 4, 2, 16),
+        Size(1, 8, 4096, 128): Tiling(16, 4, 2, 32),
         Size(16, 8, 64, 1024): Tiling(16, 4, 2, 1),
-        Size(16, 8, 256, 512): Tiling(32, 4, 2, 1),
-        Size(16, 8, 1024, 256): Tiling(32, 4, 2, 1),
-        Size(16, 8, 4096, 128): Tiling(64, 4, 2, 4),
+        Size(16, 8, 256, 512): Tiling(16, 4, 2, 1),
+        Size(16, 8, 1024, 256): Tiling(16, 4, 2, 1),
+        Size(16, 8, 4096, 128): Tiling(16, 4, 2, 2, 2),
         Size(64, 8, 64, 1024): Tiling(16, 4, 2, 1),
-        Size(64, 8, 256, 512): Tiling(32, 4, 2, 1),
-        Size(64, 8, 1024, 256): Tiling(32, 4, 2, 1),
-        Size(64, 8, 4096, 128): Tiling(64, 4, 2, 1),
+        Size(64, 8, 256, 512): Tiling(16, 4, 2, 1),
+        Size(64, 8, 1024, 256): Tiling(16, 4, 2, 1),
+        Size(64, 8, 4096, 128): Tiling(32, 4, 2, 1),
     },
 }
 """The published decoder's four stages at 256 x 256; see LOG.md for the measurements."""
@@ -177,7 +190,8 @@ def rule(size: Size, multiprocessors: int | None = None) -> Tiling:
     into segments, which costs a second pass over all but one of them. Twice as many as that, where
     it means four segments at most, also let fewer pictures be at work at once, whose rows then stay
     in the cache. Short chunks keep the backward kernel's scratch memory there, and need memory for
-    more states between the passes. See LOG.md for measurements.
+    more states between the passes: 2^16 steps of 128 channels, 8 paths and 16 states take 128 MiB
+    in bfloat16 with chunks of 16, and twice that in float32. See LOG.md for measurements.
 
     Args:
         size: Of the scan.
@@ -187,7 +201,7 @@ def rule(size: Size, multiprocessors: int | None = None) -> Tiling:
         multiprocessors = min((g.multiprocessors for g in gpus()), default=H200.multiprocessors)
     # a power of two, as most sizes are: the segments then share out the chunks evenly
     wanted = 1 << round(math.log2(WARPS * multiprocessors))
-    chunk = 16 if size.length <= 64 else 32 if size.length <= 1024 else 64
+    chunk = 16 if size.batch * size.length <= MOST_SHORT else 32
     segments = 1
     if size.warps < wanted and size.length > 64:
         wanted *= 2 if 4 * size.warps >= wanted else 1
@@ -204,9 +218,10 @@ def gpus() -> tuple[GpuClass, ...]:
     return tuple(sorted({GpuClass(p.major, p.minor, p.multi_processor_count) for p in found}))
 
 
-def warps_at_once() -> int:
-    """Warps of the backward kernel that the largest of this process's GPUs runs at one time."""
-    return WARPS * max((g.multiprocessors for g in gpus()), default=H200.multiprocessors)
+def warps_at_once(warps: int = WARPS) -> int:
+    """Warps that the largest of this process's GPUs runs at one time, of ``warps`` on each
+    multiprocessor."""
+    return warps * max((g.multiprocessors for g in gpus()), default=H200.multiprocessors)
 
 
 def gpu_class() -> GpuClass | None:
