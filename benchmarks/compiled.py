@@ -23,7 +23,6 @@ import csv
 import logging
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,12 +32,12 @@ from unittest.mock import patch
 import torch
 from machine import ABOUT, about, use_device
 from network import (
-    GRADIENT_LIMIT,
     LOSS_LIMITS,
     MAP_LIMITS,
     Case,
-    loss_and_gradients,
+    check_gradients,
     make,
+    named_gradients,
     random_images,
     with_backend,
 )
@@ -208,29 +207,21 @@ def check_training(case: Case, way: str, compiler: Compiler | None, device: torc
     error, limit = relative_error(step.compute(), true_loss), LOSS_LIMITS[case.precision]
     if not error <= limit:
         refuse(f"{way}: the loss in {case.precision} is off by {error:.1e}, not {limit:.0e}")
-    limits = dict.fromkeys(truths, GRADIENT_LIMIT)
+    others = None
     if case.precision != "float32":
         _, others = from_features(rough, step.features, case.precision)
-        limits = {name: 2 * relative_error(others[name], truth) for name, truth in truths.items()}
-    found: dict[str, list[Tensor]] = defaultdict(list)
-    for name, parameter in step.model.named_parameters():
-        if parameter.grad is not None:
-            found[name.rpartition(".")[2]].append(parameter.grad.flatten())
-    for name, limit in limits.items():
-        error = relative_error(torch.cat(found[name]), truths[name])
-        if not error <= limit:
-            what = f"{way}: the gradients of {name} in {case.precision}"
-            refuse(f"{what} are off by {error:.1e}, not {limit:.1e}")
+    found = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+    check_gradients(found, truths, others, case.precision, way=f"{way}: ")
 
 
 def from_features(
     model: MambaAD, features: Sequence[Tensor], precision: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """``loss_and_gradients`` of a network whose encoder has run already."""
+    """``named_gradients`` of a network whose encoder has run already."""
     dtype = next(model.neck.parameters()).dtype
     kept = [f.to(dtype) if dtype == torch.float64 else f for f in features]
     with patch.object(model, "encode", lambda _: kept):
-        return loss_and_gradients(model, kept[0], precision)
+        return named_gradients(model, kept[0], precision)
 
 
 def time_inference(

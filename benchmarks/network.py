@@ -10,6 +10,7 @@ import copy
 import logging
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,10 @@ LOSS_LIMITS = {"float32": 1e-5, "bf16": 2e-2}
 
 GRADIENT_LIMIT = 1e-3
 """Largest relative error, in float32, of the gradient of all parameters with the same last name."""
+
+ZERO = 1e-9
+"""Largest share that a parameter left without a gradient may have in the true one of all with its
+last name. Of a bias before a norm float64 leaves up to 5e-15; every other's share is above 1e-5."""
 
 MAP_LIMITS = {"float32": 1e-4, "bf16": 2e-2}
 """Largest relative error of the anomaly maps."""
@@ -102,34 +107,77 @@ def check_training(case: Case, device: torch.device) -> None:
     exact, plain = with_backend(model, "reference").double(), with_backend(model, "torch")
     images = random_images(2, case.size, device)
     warm_up(model, 2, (case.size, case.size), device, case.precision, training=True)
-    loss, gradients = loss_and_gradients(model, images, case.precision)
-    true_loss, truths = loss_and_gradients(exact, images.double(), "float32")
+    loss, gradients = named_gradients(model, images, case.precision)
+    true_loss, truths = named_gradients(exact, images.double(), "float32")
     error, limit = relative_error(loss, true_loss), LOSS_LIMITS[case.precision]
     if not error <= limit:
         refuse(f"the loss in {case.precision} is off by {error:.1e}, not {limit:.0e}")
-    limits = dict.fromkeys(truths, GRADIENT_LIMIT)
+    others = None
     if case.precision != "float32":
-        _, others = loss_and_gradients(plain, images, case.precision)
-        limits = {name: 2 * relative_error(others[name], truth) for name, truth in truths.items()}
-    for name, limit in limits.items():
-        error = relative_error(gradients[name], truths[name])
-        if not error <= limit:
-            what = f"the gradients of {name} in {case.precision}"
-            refuse(f"{what} are off by {error:.1e}, not {limit:.1e}")
+        _, others = named_gradients(plain, images, case.precision)
+    check_gradients(gradients, truths, others, case.precision)
 
 
-def loss_and_gradients(
+def named_gradients(
     model: MambaAD, images: Tensor, precision: str
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and its gradients by the parameters' last names, each laid out as one vector."""
+    """The loss, and its gradients by the parameters' names; those that get none are left out."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with computing(precision, images.device):
         loss = model.loss(images)
-        gradients = torch.autograd.grad(loss, list(named.values()))
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    pairs = zip(named, found, strict=True)
+    return loss.detach(), {name: gradient for name, gradient in pairs if gradient is not None}
+
+
+def check_gradients(
+    found: Mapping[str, Tensor],
+    truths: Mapping[str, Tensor],
+    others: Mapping[str, Tensor] | None,
+    precision: str,
+    *,
+    way: str = "",
+) -> None:
+    """Compare gradients with those of float64, all parameters with the same last name together.
+
+    On a GPU a bias before a norm gets none: the norm takes it away, so its gradient is zero.
+
+    Args:
+        found: By name, without those of parameters that got none.
+        truths: In float64, of all parameters.
+        others: The plain torch path's: twice as far off is allowed; None: ``GRADIENT_LIMIT`` is.
+        precision: Of the found, for the message.
+        way: Begins the message.
+
+    Raises:
+        SystemExit: If some are further off, or one is missing that is not zero.
+    """
+    whole = by_last_name(truths, truths)
+    for name, truth in truths.items():
+        share = float(truth.norm() / whole[name.rpartition(".")[2]].norm())
+        if name not in found and not share <= ZERO:
+            refuse(f"{way}{name} in {precision} has no gradient, where float64's is not zero")
+    gradients = by_last_name(found, truths)
+    limits = dict.fromkeys(whole, GRADIENT_LIMIT)
+    if others is not None:
+        rough = by_last_name(others, truths)
+        limits = {name: 2 * relative_error(rough[name], truth) for name, truth in whole.items()}
+    for name, limit in limits.items():
+        error = relative_error(gradients[name], whole[name])
+        if not error <= limit:
+            what = f"{way}the gradients of {name} in {precision}"
+            refuse(f"{what} are off by {error:.1e}, not {limit:.1e}")
+
+
+def by_last_name(
+    gradients: Mapping[str, Tensor], truths: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Each last name's gradients as one vector, in the order of ``truths``; zeros where none is."""
     groups: dict[str, list[Tensor]] = defaultdict(list)
-    for name, gradient in zip(named, gradients, strict=True):
+    for name, truth in truths.items():
+        gradient = gradients[name] if name in gradients else torch.zeros_like(truth)
         groups[name.rpartition(".")[2]].append(gradient.flatten())
-    return loss.detach(), {name: torch.cat(parts) for name, parts in groups.items()}
+    return {name: torch.cat(parts) for name, parts in groups.items()}
 
 
 def check_scoring(case: Case, device: torch.device) -> None:

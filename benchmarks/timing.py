@@ -124,7 +124,9 @@ def kernels_of(call: Call, device: torch.device) -> tuple[int, int, float]:
 
     scan = {n for m in (cuda_forward, cuda_backward, cuda_sums) for n in vars(m)}
     torch.cuda.synchronize(device)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True
+    ) as profile:
         call()
         torch.cuda.synchronize(device)
     events = [e for e in profile.events() if e.device_type.name == "CUDA"]

@@ -143,6 +143,23 @@ def test_a_wrong_way_is_not_timed(
     assert capsys.readouterr().out == ""
 
 
+def test_only_a_gradient_of_zero_may_be_missing(scripts: Scripts) -> None:
+    """Of a bias before a norm; what is small beside others' gradients is not zero."""
+    truths = {"a.bias": torch.ones(2), "b.bias": torch.full((3,), 1e-15), "c.bias": torch.ones(1)}
+    truths = {name: truth.double() for name, truth in truths.items()}
+    truths["c.bias"] *= 1e-6
+    check, found = scripts["network"].check_gradients, {n: g.float() for n, g in truths.items()}
+    del found["b.bias"]
+    check(found, truths, None, "float32")
+    check(found, truths, found, "bf16")
+    wrong = r"^way: the gradients of bias in float32 are off by .*nothing was timed$"
+    with pytest.raises(SystemExit, match=wrong):
+        check(found | {"a.bias": 1.01 * found["a.bias"]}, truths, None, "float32", way="way: ")
+    del found["c.bias"]
+    with pytest.raises(SystemExit, match=r"^c\.bias in float32 has no gradient, where"):
+        check(found, truths, None, "float32")
+
+
 def test_scaling(scripts: Scripts, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     scaling, result = scripts["scaling"], scripts["network"].Result
     monkeypatch.setattr(

@@ -53,7 +53,7 @@ def test_a_run_from_the_command_line(
     assert command(tiny_run, "--batch-size", 2, "--device", "cpu", "--json", file) == 0
     shown = capsys.readouterr().out
     assert all(part in shown for part in [*PARTS, "in all"])
-    assert "the whole ran as the network as it is, the parts above" in shown
+    assert "the whole ran as a float32 copy with folded norms, the parts above" in shown
     found = json.loads(file.read_text())
     assert list(found["parts"]) == PARTS
     assert (found["batch_size"], found["precision"], found["image_size"]) == (
@@ -139,7 +139,8 @@ def test_narrow_precision_reaches_the_network_and_the_scan(monkeypatch: pytest.M
         wide = predict(model, images, "float32")
     assert kinds == [torch.bfloat16, torch.float32]
     assert scores.shape == wide.shape == (2,)
-    assert wide.tolist() == model.anomaly_maps(images).flatten(1).max(1).values.tolist()
+    maps = model.anomaly_maps(images)
+    assert wide.tolist() == pytest.approx(maps.flatten(1).max(1).values.tolist(), rel=1e-5)
     scans: list[tuple[torch.dtype, tuple[int, ...]]] = []
     original = mambaad.profile.cross_scan
 
@@ -203,6 +204,7 @@ def test_the_whole_is_timed_as_predictions_run(monkeypatch: pytest.MonkeyPatch) 
 
 def test_how_the_whole_runs_is_said() -> None:
     assert _way(torch.device("cpu"), "bf16") == "the network as it is"
+    assert _way(torch.device("cpu"), "float32") == "a float32 copy with folded norms"
     assert _way(torch.device("cuda"), "float32") == "a CUDA graph of the network"
     assert _way(torch.device("cuda"), "bf16") == "a CUDA graph of a bf16 copy with folded norms"
 

@@ -177,7 +177,8 @@ def run_profile(
 def _way(device: torch.device, precision: str) -> str:
     """How ``Scorer`` runs a network, in words."""
     if device.type != "cuda":
-        return "the network as it is"
+        folded = precision == "float32" and device.type == "cpu"
+        return "a float32 copy with folded norms" if folded else "the network as it is"
     copy = "a bf16 copy with folded norms" if precision == "bf16" else "the network"
     return f"a CUDA graph of {copy}"
 

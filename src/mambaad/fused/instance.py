@@ -4,8 +4,9 @@
 
 with mean and biased variance of every channel of every picture over its pixels, as torch's. It
 follows every convolution of a local branch (He et al., MambaAD, arXiv 2404.06564, equation 6).
-``_plain`` is the definition; for 16- and 32-bit CUDA tensors it is one kernel each way if a map
-fits the registers, else two (``instance_kernels``). Mean and 1/deviation are kept for the gradient.
+``_plain`` is the definition, ``normalised`` the same by quicker steps where no gradient is wanted;
+for 16- and 32-bit CUDA tensors it is one kernel each way if a map fits the registers, else two
+(``instance_kernels``). Mean and 1/deviation are kept for the gradient.
 """
 
 from __future__ import annotations
@@ -54,8 +55,32 @@ def instance_norm_silu(x: Tensor, eps: float = 1e-5, *, kernel: bool | None = No
     if kernel is None:
         kernel = x.is_cuda and x.dtype != torch.float64 and triton_runs()
     if not kernel:
-        return _plain(x, eps)
+        learnt = torch.is_grad_enabled() and x.requires_grad
+        narrow = x.dtype not in (torch.float32, torch.float64)
+        if learnt or narrow:
+            return _plain(x, eps)
+        return F.silu(normalised(x, eps), inplace=True)
     y: Tensor = instance_norm_forward(x, eps)[0]
+    return y
+
+
+def normalised(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """The norm without SiLU in plain torch, for maps that need no gradient.
+
+    torch's own norm takes the channels apart, into another order in memory, and the next layer has
+    to put them together again: on a CPU it takes three times as long. Its gradient is quicker.
+
+    Args:
+        x: (B, H, W, C), float32 or float64: sums are taken in its dtype, torch's pairwise ones.
+        eps: Added to the variance.
+
+    Returns:
+        (B, H, W, C), contiguous, a tensor of its own.
+    """
+    flat = x.flatten(1, 2)
+    centred = flat - flat.mean(1, keepdim=True)
+    variance = centred.square().mean(1, keepdim=True)
+    y: Tensor = centred.mul_(torch.rsqrt(variance + eps)).unflatten(1, x.shape[1:3])
     return y
 
 

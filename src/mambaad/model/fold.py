@@ -58,13 +58,7 @@ def inference_copy(model: _Network, dtype: torch.dtype) -> _Network:
     Returns:
         In evaluation mode, on the same device, without gradients.
     """
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
-    for module in list(twin.modules()):
-        if isinstance(module, (FrozenEncoder, HalfFPN)):
-            network = module.body if isinstance(module, FrozenEncoder) else module
-            _fold(network)
-            _join_activations(network)
-            _join_residuals(network)
+    twin = folded_copy(model)
     _join_branches(twin)
     for module in twin.modules():
         if isinstance(module, CAST) and not isinstance(module, DepthwiseConv):
@@ -76,6 +70,25 @@ def inference_copy(model: _Network, dtype: torch.dtype) -> _Network:
         if isinstance(module, DepthwiseConv):
             weight = module.weight
             weight.data = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    return twin
+
+
+def folded_copy(model: _Network) -> _Network:
+    """A frozen copy with batch norms, ReLUs and sums of residual blocks in the convolutions.
+
+    Args:
+        model: Any network; only its frozen encoders and Half-FPNs are looked into.
+
+    Returns:
+        In evaluation mode, on the same device, every weight in its dtype.
+    """
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in list(twin.modules()):
+        if isinstance(module, (FrozenEncoder, HalfFPN)):
+            network = module.body if isinstance(module, FrozenEncoder) else module
+            _fold(network)
+            _join_activations(network)
+            _join_residuals(network)
     return twin
 
 
@@ -227,7 +240,7 @@ def _join_residuals(network: nn.Module) -> None:
         kind = type(block)
         if kind is not Bottleneck and (kind.__module__, kind.__name__) not in TIMM_BLOCKS:
             continue
-        joined = _residual(block) if name and not _hooked(block) else None
+        joined = _residual(block) if name and not hooked(block) else None
         if joined is not None:
             _replace(network, name, joined)
 
@@ -288,12 +301,13 @@ def _calls(network: nn.Module, nodes: Sequence[fx.Node]) -> dict[fx.Node, _Call]
         source, module = node.args[0], modules[str(node.target)]
         if not isinstance(source, fx.Node) or node.kwargs:
             continue
-        if names[module] == 1 and not _hooked(module):
+        if names[module] == 1 and not hooked(module):
             found[node] = _Call(str(node.target), module, source)
     return found
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether something is called with the module's results, or before it runs."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
