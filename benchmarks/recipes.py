@@ -52,21 +52,24 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "mean": ("train.ema_decay",),
     "dropout": ("model.neck_dropout",),
     "noise": ("model.neck_noise",),
-    "recentre": ("model.recentre",),
+    "masking": ("model.neck_masking",),
+    "recentre": ("model.recentre", "model.damping"),
+    "map": ("model.map_weights",),
     "score": ("model.score_top",),
 }
 """Settings that are changed together."""
 
 IDEAS: Mapping[str, Mapping[str, Any]] = {
-    "recentre": {"model.recentre": True},
-    "noise": {"model.neck_dropout": 0.0, "model.neck_noise": 20.0},
-    "dropout-0.4": {"model.neck_dropout": 0.4},
+    "no-damping": {"model.damping": 0.0},
+    "damping-0.25": {"model.damping": 0.25},
+    "dropout-0.2": {"model.neck_dropout": 0.2},
+    "noise": {"model.neck_masking": 0.0, "model.neck_noise": 20.0},
     "adaptive": {"train.mining": "adaptive"},
-    "pixel-cosine": {"train.loss": "cosine"},
+    "global-cosine": {"train.loss": "global-cosine"},
     "fine-scales": {"train.scale_weights": (2.0, 1.0, 1.0)},
     "coarse-scales": {"train.scale_weights": (1.0, 1.0, 2.0)},
-    "rate-0.01": {"train.learning_rate": 0.01},
-    "rate-0.002": {"train.learning_rate": 0.002},
+    "rate-0.005": {"train.learning_rate": 0.005},
+    "rate-0.001": {"train.learning_rate": 0.001},
     "ema-0.998": {"train.ema_decay": 0.998},
     "top-0.001": {"model.score_top": 0.001},
 }

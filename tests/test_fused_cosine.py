@@ -104,6 +104,24 @@ def test_short_vectors(kernel: bool) -> None:
     torch.testing.assert_close(found, torch.tensor([[[1.0, 1.0, 0.4]]], device=DEVICE))
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_damping_halves_the_distance_at_that_squared_length(kernel: bool) -> None:
+    """Opposite vectors, 2 apart, of squared lengths 4, 8, 400 and 0."""
+    first = torch.tensor([[0.0, 2.0], [2.0, -2.0], [20.0, 0.0], [0.0, 0.0]], device=DEVICE)
+    first = first.T[None, :, None]
+    found = cosine_distance(first, -first, damping=4.0, kernel=kernel)
+    expected = torch.tensor([[[1.0, 4 / 3, 800 / 404, 0.0]]], device=DEVICE)
+    torch.testing.assert_close(found, expected)
+
+
+def test_damped_against_float64() -> None:
+    first, second = maps((2, 70, 3, 5))
+    found = cosine_distance(last(first), second, damping=30.0, kernel=True)
+    length = first.double().square().sum(1)
+    expected = exact(first, second) * length / (length + 30)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-7)
+
+
 def test_opposite_and_orthogonal() -> None:
     first = torch.tensor([[1.0, 1.0], [2.0, -3.0], [0.0, 4.0]], device=DEVICE).T[None, :, None]
     second = torch.tensor([[2.0, 2.0], [-2.0, 3.0], [9.0, 0.0]], device=DEVICE).T[None, :, None]
@@ -124,8 +142,8 @@ def test_where_a_gradient_is_asked_for_plain_torch_computes(
 ) -> None:
     called: list[str] = []
     monkeypatch.setattr(cosine, "triton_runs", lambda: True)
-    monkeypatch.setattr(cosine, "cosine_forward", lambda x, _: called.append("kernel") or x)
-    monkeypatch.setattr(cosine, "_plain", lambda x, _: called.append("plain") or x)
+    monkeypatch.setattr(cosine, "cosine_forward", lambda x, *_: called.append("kernel") or x)
+    monkeypatch.setattr(cosine, "_plain", lambda x, *_: called.append("plain") or x)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
     pair = maps((1, 2, 2, 2))
     if learnt is not None:
@@ -145,7 +163,7 @@ def test_no_pictures() -> None:
 def test_operator_is_well_formed() -> None:
     torch.library.opcheck(
         cosine.cosine_forward,
-        tuple(map(last, maps((2, 3, 2, 5)))),
+        (*map(last, maps((2, 3, 2, 5))), 0.5),
         test_utils=("test_schema", "test_faketensor"),  # it has no gradient
     )
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from mambaad.config import ModelConfig
 from mambaad.model import parameter_count
 from mambaad.model.blocks import LSSModule
-from mambaad.model.decoder import Decoder, PatchExpand, drop_path_rates, lss_sizes
+from mambaad.model.decoder import (
+    Decoder,
+    PatchExpand,
+    drop_path_rates,
+    empty_factors,
+    lss_sizes,
+)
 from mambaad.scan import direction_orders
 
 WIDTHS = (64, 128, 256)
@@ -211,6 +217,15 @@ def test_drop_path_of_all_modules_drawn_at_once() -> None:
     again = model._draw(x.bfloat16())
     assert again[0] is not None
     assert not torch.equal(again[0], factors[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_factors_begin_at_multiples_of_16_bytes(dtype: torch.dtype) -> None:
+    x = torch.zeros(3, 2, 2, 4, dtype=dtype)
+    factors = empty_factors(5, x)
+    assert factors.shape == (5, 3, 1, 1, 1)
+    assert factors.dtype == dtype
+    assert all(block.data_ptr() % 16 == 0 and block.is_contiguous() for block in factors.unbind())
 
 
 def test_given_factors_are_used() -> None:

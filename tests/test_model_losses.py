@@ -114,3 +114,29 @@ def test_a_scaled_gradient() -> None:
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [[1.0] * 3, [0.5] * 3]
+
+
+def test_damping_weighs_points_by_the_teachers_length() -> None:
+    student, teacher = maps()
+    found = RebuildingLoss("cosine", weight=1.0, damping=0.5)(student, teacher)
+    for part, s, t in zip(found.values(), student, teacher, strict=True):
+        length, usual = t.square().sum(1), t.shape[1]
+        damped = (1 - torch.cosine_similarity(s, t)) * length / (length + usual / 2)
+        torch.testing.assert_close(part, damped.mean())
+    whole = RebuildingLoss("global-cosine", weight=1.0, damping=0.5)(student, teacher)
+    plain = RebuildingLoss("global-cosine", weight=1.0)(student, teacher)
+    assert all(torch.equal(whole[name], plain[name]) for name in whole)
+
+
+def test_mining_sees_damped_distances() -> None:
+    """Of two points rebuilt as badly, the one of a short vector counts as easy."""
+    teacher = torch.tensor([[1.0, 0.01], [0.0, 0.0]]).view(1, 2, 1, 2)
+    student = teacher.flip(1).requires_grad_()
+    plain = RebuildingLoss("mse")([student] * 3, [teacher] * 3)["stride4"]
+    (whole,) = torch.autograd.grad(plain, student)
+    for damping, pulls in ((0.0, [1.0, 1.0]), (0.5, [1.0, EASY])):
+        loss = RebuildingLoss(
+            "mse", mining="hardest", mining_share=1.0, mining_ramp=0.0, damping=damping
+        )
+        (mined,) = torch.autograd.grad(loss([student] * 3, [teacher] * 3)["stride4"], student)
+        assert (mined / whole)[0, 0, 0].tolist() == pytest.approx(pulls)

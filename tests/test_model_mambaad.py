@@ -290,6 +290,19 @@ def test_meta_device_needs_no_weights() -> None:
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
+def test_without_first_values_it_lies_in_memory_as_with_them() -> None:
+    """And no random numbers are drawn: what is loaded afterwards fills all of it."""
+    config = ModelConfig(**{**vars(SMALL), "recentre": True})
+    drawn, random = build(config).state_dict(), torch.get_rng_state()
+    empty = build(config, drawn=False)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.is_cpu for p in (*empty.parameters(), *empty.buffers()))
+    layout = {n: (t.shape, t.stride(), t.dtype) for n, t in empty.state_dict().items()}
+    assert layout == {n: (t.shape, t.stride(), t.dtype) for n, t in drawn.items()}
+    saved = {*drawn, "encoder.scale", "encoder.shift"}  # the encoder is built as ever
+    assert saved >= {name for name, _ in (*empty.named_parameters(), *empty.named_buffers())}
+
+
 def test_a_fresh_network_is_one_graph() -> None:
     """The scan is one operator, and the paths of a size not seen yet are constants."""
     torch.manual_seed(0)

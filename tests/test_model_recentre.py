@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from mambaad.config import ModelConfig
+from mambaad.errors import ConfigError
 from mambaad.model import build
+from mambaad.model.mambaad import gaussian_smooth
 from mambaad.model.recentre import Recentring
 
 SMALL = ModelConfig(encoder="filterbank", depths=(1, 1, 1, 1), directions=2)
 
 
-def test_it_centres_and_scales_every_channel() -> None:
+def test_it_centres_every_channel_and_scales_them_alike() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [
-        [3 + 5 * torch.rand(n, c, 4, 4, generator=generator) for c in (3, 2)] for n in (4, 2)
-    ]
+        [(3 + torch.rand(n, c, 4, 4, generator=generator)) * 2 ** torch.arange(c)[:, None, None]
+         for c in (3, 2)]
+        for n in (4, 2)
+    ]  # fmt: skip
     recentring = Recentring((3, 2))
     first = recentring(batches[0])
     assert all(torch.equal(a, b) for a, b in zip(first, batches[0], strict=True))
@@ -24,10 +30,10 @@ def test_it_centres_and_scales_every_channel() -> None:
         found = torch.cat([recentring(b)[scale] for b in batches]).double()
         torch.testing.assert_close(found.mean((0, 2, 3)), torch.zeros(found.shape[1]).double(),
                                    rtol=0, atol=1e-5)  # fmt: skip
+        # the usual squared length is the number of channels, and their proportions are kept
+        assert found.square().sum(1).mean().item() == pytest.approx(found.shape[1], rel=1e-4)
         deviation = found.var((0, 2, 3), unbiased=False).sqrt()
-        torch.testing.assert_close(
-            deviation, torch.ones(found.shape[1]).double(), rtol=1e-4, atol=0
-        )
+        assert deviation[1] / deviation[0] == pytest.approx(2, rel=0.3)
     assert recentring([m.bfloat16() for m in batches[0]])[0].dtype == torch.bfloat16
 
 
@@ -61,9 +67,81 @@ def test_the_network_compares_and_rebuilds_deviations() -> None:
     assert not any(name.startswith("recentring") for name in build(SMALL).state_dict())
 
 
+def test_damped_distances_are_damped_by_the_usual_squared_length() -> None:
+    torch.manual_seed(0)
+    settings = {**SMALL.to_mapping(), "recentre": True}
+    plain = build(ModelConfig.from_mapping(settings)).eval()
+    damped = build(ModelConfig.from_mapping({**settings, "damping": 0.25})).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert plain.recentring is not None
+    plain.recentring.measure([plain.encode(images)])
+    damped.load_state_dict(plain.state_dict())
+    teacher, student = damped(images)
+    by_hand = []
+    for t, s in zip(teacher, student, strict=True):
+        length = t.square().sum(1)
+        usual = t.shape[1]
+        assert length.mean().item() == pytest.approx(usual, rel=1e-3)
+        by_hand.append((1 - F.cosine_similarity(t, s)) * length / (length + usual / 4))
+    expected = sum(
+        F.interpolate(d[:, None], size=(64, 64), mode="bilinear", align_corners=True)[:, 0] / 9
+        for d in by_hand
+    )
+    assert isinstance(expected, torch.Tensor)
+    torch.testing.assert_close(damped.anomaly_maps(images), gaussian_smooth(expected, 4.0))
+    assert (damped.anomaly_maps(images) < plain.anomaly_maps(images)).all()
+
+
+def test_weights_of_the_scales_in_the_map() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 64, 64)
+    one = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.5, 2.0, 0.0)]
+    found = []
+    for weights in one:
+        torch.manual_seed(1)
+        settings = {**SMALL.to_mapping(), "map_weights": weights}
+        found.append(build(ModelConfig.from_mapping(settings)).eval().anomaly_maps(images))
+    fine, middle, coarse, whole, mixed = found
+    torch.testing.assert_close(whole, fine + middle + coarse)
+    torch.testing.assert_close(mixed, 0.5 * fine + 2 * middle)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ((1.0, 2.0), r"^map_weights must be three numbers, of strides 4, 8 and 16; got \(1.0, 2.0"),
+        ((0.0, 0.0, 0.0), r"^map_weights must not all be 0; got \[0.0, 0.0, 0.0\]$"),
+        ((1.0, -1.0, 0.0), "^map_weights"),
+    ],
+)
+def test_weights_that_are_none(weights: tuple[float, float, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig(map_weights=weights)
+
+
+def test_damping_needs_recentring() -> None:
+    with pytest.raises(ConfigError, match=r"^damping needs recentre = true; got 0.25 without it$"):
+        ModelConfig(damping=0.25)
+
+
+def test_masking_hides_whole_positions() -> None:
+    torch.manual_seed(0)
+    model = build(ModelConfig.from_mapping({**SMALL.to_mapping(), "neck_masking": 0.5}))
+    seen: list[torch.Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features = model.encode(torch.randn(8, 3, 64, 64))
+    model.decode(features)
+    hidden = (seen[0] == 0).all(1)
+    assert torch.equal(hidden, (seen[0] == 0).float().mean(1) > 0.99)
+    assert 0.2 < hidden.float().mean() < 0.8
+    model.eval()
+    model.decode(features)
+    assert not (seen[1] == 0).all(1).any()
+
+
 def test_noise_and_dropout_are_in_training_only() -> None:
     settings = {**SMALL.to_mapping(), "drop_path": 0.0}
-    for change in ({"neck_dropout": 0.5}, {"neck_noise": 20.0}):
+    for change in ({"neck_dropout": 0.5}, {"neck_noise": 20.0}, {"neck_masking": 0.5}):
         torch.manual_seed(0)
         model = build(ModelConfig.from_mapping({**settings, **change}))
         features = model.encode(torch.randn(2, 3, 64, 64))

@@ -1,12 +1,14 @@
-"""Running every decoder stage once beforehand: the same calls as in a step, and no traces."""
+"""Running a step's parts once beforehand: the same kernels as in a step, and no traces."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +16,25 @@ import torch
 from helpers import SMALL
 from torch import Tensor, nn
 
-from mambaad.config import ModelConfig
+from mambaad.config import ModelConfig, TrainConfig
 from mambaad.devices import autocast
+from mambaad.fit import computing
 from mambaad.fused import depthwise
+from mambaad.mixed import MixedPrecision
 from mambaad.model import MambaAD, blocks, build, decoder, gated_scan, joined, layers, warmup
 from mambaad.model.blocks import LSSModule
-from mambaad.model.warmup import MESSAGE, Part, decoder_parts, run_part, run_parts, warm_up
+from mambaad.model.fold import inference_copy
+from mambaad.model.losses import rebuilding_loss
+from mambaad.model.recentre import Recentring
+from mambaad.model.warmup import (
+    MESSAGE,
+    Setting,
+    Stage,
+    parts_of,
+    run_parts,
+    run_stage,
+    warm_up,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,8 +49,17 @@ def network(config: ModelConfig = SMALL) -> MambaAD:
     return build(config, backend="torch" if config is DEEPER else "auto")
 
 
-def warm(model: MambaAD, batch: int = 2, precision: str = "float32", **options: Any) -> None:
-    run_parts(decoder_parts(model.decoder, batch, (32, 64), CPU), precision, **options)
+def warm(
+    model: MambaAD,
+    batch: int = 2,
+    precision: str = "float32",
+    size: tuple[int, int] = (32, 64),
+    *,
+    training: bool,
+    **options: Any,
+) -> None:
+    setting = Setting.of(model, batch, size, CPU, precision, training=training)
+    run_parts(parts_of(model, setting), CPU, **options)
 
 
 def layout(value: object) -> object:
@@ -94,6 +118,8 @@ def test_every_call_of_a_step_is_made_and_no_other(
 @pytest.mark.parametrize("training", [True, False])
 def test_it_leaves_no_traces(training: bool) -> None:
     model = network(ModelConfig(**{**vars(SMALL), "drop_path": 0.5})).train()
+    model.objective = rebuilding_loss(TrainConfig(mining="hardest"))
+    model.recentring = Recentring(model.encoder.channels)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     warm(model, training=training)
@@ -102,30 +128,37 @@ def test_it_leaves_no_traces(training: bool) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is None for p in model.parameters())
-    assert all(module.training for module in model.decoder.modules())
+    assert all(module.training for part in (model.neck, model.decoder) for module in part.modules())
+    assert not any(module.training for module in model.encoder.modules())
     assert all(p.requires_grad for p in model.decoder.parameters())
     assert not any(orders.is_inference() for orders in model.decoder._tables.values())
     model.loss(torch.randn(2, 3, 32, 64)).backward()
 
 
-def test_the_stages_run_side_by_side_and_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    together, names = threading.Barrier(4, timeout=20), set()
-    original = LSSModule.forward
+@pytest.mark.parametrize(("training", "count"), [(True, 6), (False, 5)])
+def test_the_parts_run_side_by_side_and_have_ended(
+    monkeypatch: pytest.MonkeyPatch, training: bool, count: int
+) -> None:
+    together, names = threading.Barrier(count, timeout=20), set()
 
-    def meeting(self: LSSModule, x: Tensor, orders: Tensor) -> Tensor:
-        together.wait()
-        names.add(threading.current_thread().name)
-        return original(self, x, orders)
+    def meet(run: Callable[..., None]) -> Callable[..., None]:
+        def meeting(*arguments: object) -> None:
+            together.wait()
+            names.add(threading.current_thread().name)
+            run(*arguments)
 
-    monkeypatch.setattr(LSSModule, "forward", meeting)
+        return meeting
+
+    for name in ("run_stage", "run_neck", "run_loss", "run_ends"):
+        monkeypatch.setattr(warmup, name, meet(getattr(warmup, name)))
     before = threading.active_count()
     with torch.no_grad():  # of this thread only
-        warm(network(), training=True)
-    assert len(names) == 4
+        warm(network(), training=training)
+    assert len(names) == count
     assert threading.active_count() == before
 
 
-def test_gradients_are_taken_in_the_stages_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_taken_in_the_parts_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a GPU's would be taken in one thread of torch's."""
     seen: list[bool] = []
     original = torch.autograd.grad
@@ -137,7 +170,7 @@ def test_gradients_are_taken_in_the_stages_own_threads(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
     warm(network(), training=True)
-    assert seen == [False] * 4
+    assert seen == [False] * 6
     assert torch._C._is_multithreading_enabled()
 
 
@@ -196,16 +229,16 @@ def test_a_line_is_told_only_if_it_takes_long(
 
 def test_nothing_is_done_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     model, used = network(), []
-    monkeypatch.setattr(warmup, "decoder_parts", lambda *a: used.append(a))
+    monkeypatch.setattr(warmup, "parts_of", lambda *a: used.append(a))
     warm_up(model, 2, (32, 64), CPU, "auto", training=True, tell=used.append)
     assert used == []
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_tools_first_then_stages_then_memory(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+def test_tools_first_then_parts_then_memory(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
     done: list[object] = []
 
-    def make(*arguments: object) -> list[Part]:
+    def make(*arguments: object) -> list[Callable[[], None]]:
         done.append(arguments)
         return []
 
@@ -217,14 +250,15 @@ def test_tools_first_then_stages_then_memory(monkeypatch: pytest.MonkeyPatch, fa
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
-    monkeypatch.setattr(warmup, "decoder_parts", make)
+    monkeypatch.setattr(warmup, "resolve_precision", lambda precision, _: precision)
+    monkeypatch.setattr(warmup, "parts_of", make)
     monkeypatch.setattr(warmup, "_set_up_tools", done.append)
     monkeypatch.setattr(warmup, "run_parts", run)
     model, here = network(), torch.device("cuda:1")
     with pytest.raises(RuntimeError, match="no such") if fails else nullcontext():
         warm_up(model, 2, (32, 64), torch.device("cuda"), "bf16", training=True, tell=sys.exit)
-    options = {"training": True, "tell": sys.exit}
-    assert done == [(model.decoder, 2, (32, 64), here), here, ([], "bf16", options), "emptied"]
+    setting = Setting(2, (32, 64), here, "bf16", True, torch.bfloat16)
+    assert done == [(model, setting), here, ([], here, {"tell": sys.exit}), "emptied"]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -239,9 +273,8 @@ def test_the_kernels_operators_in_the_interpreter(
         original = getattr(home, name)
         spy = lambda *a, name=name, call=original, **o: (joint.append(name), call(*a, **o))[1]  # noqa: E731
         monkeypatch.setattr(home, name, spy)
-    run_part(
-        Part(decoder.PatchExpand(4, 4), module, (1, 1, 1, 4), orders), "bf16", training=training
-    )
+    stage = Stage(decoder.PatchExpand(4, 4), module, (1, 1, 1, 4), orders)
+    run_stage(stage, Setting(1, (32, 32), CPU, "bf16", training, torch.bfloat16))
     # in training all else is inside the two operators of the block's middle and the branches
     others = set() if training else {"cross_scan", "depthwise_conv", "instance_norm_silu"}
     assert {call[0] for call in calls.seen} == {"layer_norm"} | others  # type: ignore[index]
@@ -250,6 +283,115 @@ def test_the_kernels_operators_in_the_interpreter(
     assert all(p.grad is None for p in module.parameters())
 
 
+@contextmanager
+def launches() -> Iterator[set[tuple[object, ...]]]:
+    """Take CPU tensors for a GPU's, and collect what Triton would compile; no kernel runs."""
+    from triton.runtime.jit import KernelInterface
+
+    found: set[tuple[object, ...]] = set()
+
+    def launch(kernel: Any, _: object) -> Callable[..., None]:
+        parameters = inspect.signature(kernel.fn).parameters
+
+        def run(*arguments: object, **named: object) -> None:
+            given = dict(zip(parameters, arguments, strict=False)) | named
+            kinds = [
+                (name, value if is_constant(parameters.get(name)) else kind(value))
+                for name, value in sorted(given.items())
+            ]
+            found.add((kernel.fn.__name__, *kinds))
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "is_cuda", property(lambda _: True))
+        patch.setattr(KernelInterface, "__getitem__", launch)
+        yield found
+
+
+def is_constant(parameter: inspect.Parameter | None) -> bool:
+    """Whether a kernel is compiled for the value; options of a launch are no parameters."""
+    return parameter is None or "constexpr" in str(parameter.annotation)
+
+
+def kind(value: object) -> object:
+    """All that Triton looks at in an argument when it decides whether to compile anew."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int):
+        return value if value == 1 else (value % 16 == 0, abs(value) < 2**31)
+    return None if value is None else type(value)
+
+
+def encoded(model: MambaAD, batch: int, size: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+    """Features as they are kept on a GPU."""
+    return [
+        torch.randn(batch, size[0] // stride, size[1] // stride, width)
+        .to(dtype)
+        .permute(0, 3, 1, 2)
+        for stride, width in zip((4, 8, 16), model.encoder.channels, strict=True)
+    ]
+
+
+DROPPING = replace(SMALL, depths=(3, 2, 1, 1), hss_per_lss=None, drop_path=0.3)
+"""Drop path everywhere but at the end."""
+
+MIXED = replace(SMALL, depths=(1, 1, 1, 2), hss_per_lss=1, drop_path=0.3, recentre=True)
+"""One block a module, so no sum beside a norm."""
+
+LOSSES = {
+    "mse": TrainConfig(),
+    "hardest": TrainConfig(mining="hardest"),
+    "adaptive": TrainConfig(loss="cosine", mining="adaptive"),
+    "global": TrainConfig(loss="global-cosine"),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("config", "loss", "batch", "size"),
+    [
+        (DROPPING, "mse", 3, (32, 64)),
+        (DROPPING, "hardest", 2, (64, 64)),
+        (MIXED, "adaptive", 2, (32, 64)),
+        (replace(LOCAL, drop_path=0.3), "global", 2, (32, 64)),
+    ],
+)
+def test_a_training_step_launches_no_kernel_that_is_new(
+    config: ModelConfig, loss: str, batch: int, size: tuple[int, int], precision: str
+) -> None:
+    torch.manual_seed(0)
+    model = build(config, backend="triton").train()
+    model.objective = rebuilding_loss(LOSSES[loss])
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    features = encoded(model, batch, size, dtype)
+    with launches() as beforehand:
+        warm(model, batch, precision, size, training=True)
+    with launches() as step, computing(precision, CPU):
+        parts = MixedPrecision(model, precision, CPU).loss_parts(None, features)
+        torch.stack(list(parts.values())).sum().backward()
+    names = {name for name, *_ in step}
+    assert {"batch_norm_kernel", "batch_gradient_kernel"} <= names
+    assert ("square_gradient_kernel" in names) == (loss == "mse")
+    assert step == beforehand
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("config", [DROPPING, MIXED], ids=["dropping", "mixed"])
+def test_a_prediction_launches_no_kernel_that_is_new(config: ModelConfig, precision: str) -> None:
+    torch.manual_seed(0)
+    model = build(config, backend="triton").eval()
+    if precision == "bf16":
+        model = inference_copy(model, torch.bfloat16)
+    images = torch.randn(2, 32, 64, 3).permute(0, 3, 1, 2)
+    with launches() as beforehand:
+        warm(model, 2, precision, training=False)
+    with launches() as step, torch.no_grad(), autocast(precision, CPU):
+        model.anomaly_maps(images)
+    assert {"cosine_kernel", "layer_norm_kernel"} <= {name for name, *_ in step}
+    assert step == beforehand
+
+
 def test_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"image_size must be multiples of 32, got \(32, 48\)"):
-        decoder_parts(network().decoder, 1, (32, 48), CPU)
+        Setting.of(network(), 1, (32, 48), CPU, "float32", training=True)

@@ -79,7 +79,7 @@ def load_model(run: Path) -> tuple[Config, MambaAD]:
         )
         raise CheckpointError(f"{run} has no {MODEL}{hint}")
     state, _ = load_tensors(run / MODEL)
-    model = build(config.model, loss_weight=config.train.loss_weight)
+    model = build(config.model, loss_weight=config.train.loss_weight, drawn=False)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

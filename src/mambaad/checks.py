@@ -79,3 +79,19 @@ def as_size(name: str, value: object, multiple: int) -> tuple[int, int]:
         shown = list(value) if isinstance(value, tuple) else value
         raise ConfigError(f"{name} must be one or two {kind}; got {shown}, {near} is near")
     return pair[0], pair[1]
+
+
+def as_scale_weights(name: str, value: object) -> tuple[float, float, float]:
+    """Three weights of the scales, not all 0.
+
+    Raises:
+        ConfigError: If they are something else.
+    """
+    if not isinstance(value, (list, tuple)) or len(value) != 3:
+        raise ConfigError(f"{name} must be three numbers, of strides 4, 8 and 16; got {value!r}")
+    for weight in value:
+        check_range(name, weight, 0.0, 1e3)
+    if not any(value):
+        raise ConfigError(f"{name} must not all be 0; got {list(value)}")
+    fine, middle, coarse = map(float, value)
+    return fine, middle, coarse

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mambaad.checks import as_integers, as_size, check_choice, check_range, check_type
+from mambaad.checks import (
+    as_integers,
+    as_scale_weights,
+    as_size,
+    check_choice,
+    check_range,
+    check_type,
+)
 from mambaad.errors import ConfigError
 from mambaad.layout_names import Layout
 from mambaad.recipes import fill_in, recipe_settings
@@ -86,9 +93,19 @@ class ModelConfig(Table):
     """Noise on the maps that the neck gets in training: deviation in a pixel, in its feature
     vector's length divided by the number of channels. 20 is usual where it is used."""
 
+    neck_masking: float = 0.0
+    """Share of the positions at the neck's end that training hides from the decoder."""
+
     recentre: bool = False
     """Whether maps are compared, and rebuilt, as deviations from the training pictures' mean
-    feature vector in units of each channel's deviation."""
+    feature vector."""
+
+    damping: float = 0.0
+    """Makes distances of short vectors count less, whose direction is mostly noise: where the
+    teacher's squared length is this part of the usual one, half. It needs ``recentre``."""
+
+    map_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Weights of the three scales in the anomaly map: strides 4, 8 and 16."""
 
     score_top: float = 0.0
     """A picture's score is the mean of this share of its anomaly map's highest pixels; 0: the
@@ -128,7 +145,12 @@ class ModelConfig(Table):
         check_range("drop_path", self.drop_path, 0.0, 1.0, high_open=True)
         check_range("neck_dropout", self.neck_dropout, 0.0, 1.0, high_open=True)
         check_range("neck_noise", self.neck_noise, 0.0, 1e3)
+        check_range("neck_masking", self.neck_masking, 0.0, 1.0, high_open=True)
         check_type("recentre", self.recentre, bool)
+        check_range("damping", self.damping, 0.0, 1e3)
+        if self.damping and not self.recentre:
+            raise ConfigError(f"damping needs recentre = true; got {self.damping} without it")
+        self._set("map_weights", as_scale_weights("map_weights", self.map_weights))
         check_range("score_top", self.score_top, 0.0, 1.0)
 
     def _check_scan(self) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Box = tuple[int, int, int, int]
 
@@ -58,6 +57,8 @@ class Prediction:
         It is the connected region around the map's maximum that lies above the threshold or, where
         the picture is below it or there is none, above the middle of the map's median and maximum.
         """
+        from scipy import ndimage  # 0.1 s, and training needs none of it
+
         middle = (float(np.median(self.anomaly_map)) + self.pred_score) / 2
         level = self.threshold if self.pred_label and self.threshold is not None else middle
         regions, _ = ndimage.label(self.anomaly_map > level, np.ones((3, 3)))

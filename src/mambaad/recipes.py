@@ -19,7 +19,10 @@ PAPER: Mapping[str, Any] = MappingProxyType(
     {
         "model.neck_dropout": 0.0,
         "model.neck_noise": 0.0,
+        "model.neck_masking": 0.0,
         "model.recentre": False,
+        "model.damping": 0.0,
+        "model.map_weights": (1.0, 1.0, 1.0),
         "model.score_top": 0.0,
         "train.learning_rate": 0.005,
         "train.weight_decay": 1e-4,
@@ -44,10 +47,14 @@ PAPER: Mapping[str, Any] = MappingProxyType(
 PLUS: Mapping[str, Any] = MappingProxyType(
     {
         **PAPER,
-        "model.neck_dropout": 0.2,
+        "model.neck_masking": 0.3,
+        "model.recentre": True,
+        "model.damping": 0.5,
+        "model.map_weights": (0.7, 0.9, 1.4),
         "model.score_top": 0.01,
+        "train.learning_rate": 0.002,
         "train.decay_states": False,
-        "train.loss": "global-cosine",
+        "train.loss": "cosine",
         "train.mining": "hardest",
         "train.optimizer": "stable-adamw",
         "train.schedule": "cosine",

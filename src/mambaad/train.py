@@ -145,7 +145,7 @@ def _prepare_model(
     """
     torch.manual_seed(config.train.seed)
     model = build(config.model, loss_weight=config.train.loss_weight)
-    model.objective = rebuilding_loss(config.train)
+    model.objective = rebuilding_loss(config.train, config.model.damping)
     model.to(device)
     if not resume:
         return model, load_pretrained(model.encoder, config.model.encoder, file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mambaad.checks import check_choice, check_range, check_type
+from mambaad.checks import as_scale_weights, check_choice, check_range, check_type
 from mambaad.errors import ConfigError
 from mambaad.recipes import RecipeName
 from mambaad.settings_table import Table
@@ -132,13 +132,4 @@ class TrainConfig(Table):
         check_range("mining_ramp", self.mining_ramp, 0.0, 1.0)
         check_range("ema_decay", self.ema_decay, 0.0, 1.0, high_open=True)
         check_range("checkpoint_minutes", self.checkpoint_minutes, 0.0, 1e6)
-        weights = self.scale_weights
-        if not isinstance(weights, (list, tuple)) or len(weights) != 3:
-            raise ConfigError(
-                f"scale_weights must be three numbers, of strides 4, 8 and 16; got {weights!r}"
-            )
-        for weight in weights:
-            check_range("scale_weights", weight, 0.0, 1e3)
-        if not any(weights):
-            raise ConfigError(f"scale_weights must not all be 0; got {list(weights)}")
-        self._set("scale_weights", tuple(float(weight) for weight in weights))
+        self._set("scale_weights", as_scale_weights("scale_weights", self.scale_weights))

@@ -3,9 +3,13 @@
     d = 1 - a · b / (max(|a|, tiny) max(|b|, tiny))
 
 over the channels a and b of a pixel, so a vector of zeros has a distance of 1. It compares teacher
-and student (He et al., MambaAD, arXiv 2404.06564, section 3.1). ``_plain`` is the definition; for
-16- and 32-bit CUDA tensors it is one kernel (``cosine_kernels``) that reads both maps once, and
-has no gradient: where one is asked for, plain torch computes.
+and student (He et al., MambaAD, arXiv 2404.06564, section 3.1). Damped, it is
+
+    d |a|² / (|a|² + damping)
+
+since the direction of a short vector is mostly noise. ``_plain`` is the definition; for 16- and
+32-bit CUDA tensors it is one kernel (``cosine_kernels``) that reads both maps once, and has no
+gradient: where one is asked for, plain torch computes.
 """
 
 from __future__ import annotations
@@ -27,13 +31,17 @@ CHANNELS = 512
 """Most channels of a tile."""
 
 
-def cosine_distance(first: Tensor, second: Tensor, *, kernel: bool | None = None) -> Tensor:
+def cosine_distance(
+    first: Tensor, second: Tensor, *, damping: float = 0.0, kernel: bool | None = None
+) -> Tensor:
     """1 - cos of two maps at every pixel.
 
     Args:
         first: (B, C, H, W), any strides (read as they are if rows follow each other evenly, as in
             contiguous and channels-last maps) and any floating dtype.
         second: Of the same shape.
+        damping: Squared length of the first map's vector at which the distance is halved; 0 or
+            more.
         kernel: Whether the Triton kernel runs. By default it does for CUDA tensors of 16 or 32
             bits without a gradient where Triton runs.
 
@@ -59,22 +67,23 @@ def cosine_distance(first: Tensor, second: Tensor, *, kernel: bool | None = None
             f"got {first.dtype} and {second.dtype}"
         )
     if not kernel:
-        return _plain(first, second)
-    distance: Tensor = cosine_forward(first, second)
+        return _plain(first, second, damping)
+    distance: Tensor = cosine_forward(first, second, damping)
     return distance
 
 
-def _plain(first: Tensor, second: Tensor) -> Tensor:
+def _plain(first: Tensor, second: Tensor, damping: float) -> Tensor:
     """The definition, summed in 32 bits or more."""
     wide = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
     dot = (first.to(wide) * second).sum(dim=1)
     a: Tensor = torch.linalg.vector_norm(first, dim=1, dtype=wide).clamp_min(TINY)
     b: Tensor = torch.linalg.vector_norm(second, dim=1, dtype=wide).clamp_min(TINY)
-    return 1 - dot / (a * b)
+    distance = 1 - dot / (a * b)
+    return distance * (a.square() / (a.square() + damping)) if damping else distance
 
 
 @torch.library.custom_op("mambaad::cosine_distance", mutates_args=())
-def cosine_forward(first: Tensor, second: Tensor) -> Tensor:
+def cosine_forward(first: Tensor, second: Tensor, damping: float) -> Tensor:
     """The distance by the kernel."""
     import triton
 
@@ -98,16 +107,18 @@ def cosine_forward(first: Tensor, second: Tensor) -> Tensor:
             *_steps(first),
             *_steps(second),
             TINY,
+            damping,
             C=channels,
             CHANNELS=wide,
             PIXELS=pixels,
+            DAMPED=damping > 0,
             num_warps=4,
         )
     return out
 
 
 @cosine_forward.register_fake
-def _(first: Tensor, second: Tensor) -> Tensor:  # noqa: ARG001 - the operator's signature
+def _(first: Tensor, second: Tensor, damping: float) -> Tensor:  # noqa: ARG001 - its signature
     batch, _, height, width = first.shape
     return first.new_empty((batch, height, width), dtype=torch.float32)
 

@@ -23,12 +23,14 @@ def cosine_kernel(
     second_channel,
     second_pixel,
     tiny,
+    damping,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     PIXELS: tl.constexpr,
+    DAMPED: tl.constexpr,
 ):
     """out (B, pixels) = 1 - cos of two maps whose elements are ``batch``, ``channel`` and
-    ``pixel`` elements apart."""
+    ``pixel`` elements apart; damped if DAMPED."""
     picture = (tl.program_id(0) // tiles).to(tl.int64)
     pixel = (tl.program_id(0) % tiles) * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < pixels
@@ -53,4 +55,7 @@ def cosine_kernel(
     first_norm = tl.maximum(tl.sqrt_rn(first_sum), tiny)
     second_norm = tl.maximum(tl.sqrt_rn(second_sum), tiny)
     distance = 1.0 - tl.div_rn(dot, first_norm * second_norm)
+    if DAMPED:
+        length = first_norm * first_norm
+        distance *= tl.div_rn(length, length + damping)
     tl.store(out_ptr + picture * pixels + pixel, distance, mask=inside)

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from mambaad.metrics.arrays import (
     BoolArray,
@@ -106,6 +105,8 @@ def region_weights(masks: BoolArray) -> tuple[NDArray[np.float64], int]:
     Returns:
         The weights, (P,), in the order of ``maps[masks]``; and the number of regions.
     """
+    from scipy import ndimage  # slow to import, and training does without
+
     weights = [np.zeros(0)]
     regions = 0
     for picture in np.flatnonzero(masks.any(axis=(1, 2))):

@@ -119,7 +119,7 @@ class Decoder(nn.Module):
             self._keep[key] = torch.from_numpy(line).to(x.device, torch.float32)
         keep = self._keep[key].view(-1, 1, 1, 1, 1)
         kept = torch.bernoulli(keep.expand(-1, len(x), -1, -1, -1))
-        factors = torch.div(kept, keep, out=torch.empty_like(kept, dtype=x.dtype))
+        factors = torch.div(kept, keep, out=empty_factors(len(kept), x))
         parts = factors.split(counts)
         return [p if rate else None for p, rate in zip(parts, rates, strict=True)]
 
@@ -136,6 +136,16 @@ class Decoder(nn.Module):
             made = _tables(self.config.scan, self.config.directions, tuple(missing))
             for size, table in zip(missing, made, strict=True):
                 self._tables[(*size, device)] = table.to(device)
+
+
+def empty_factors(count: int, x: Tensor) -> Tensor:
+    """Room for drop path's factors of ``count`` blocks, (count, B, 1, 1, 1), for maps x (B, ...).
+
+    Each block's begin at a multiple of 16 bytes: a kernel is compiled for such addresses or for
+    others, and so what is compiled for one block does for all.
+    """
+    wide = -(-len(x) // 16) * 16
+    return x.new_empty(count, wide, 1, 1, 1)[:, : len(x)]
 
 
 # All at once: torch.compile (2.13) takes the results of one call, not of several, for constants.

@@ -4,7 +4,8 @@
     cosine          mean over pixels of 1 - cos(s, t)                   what the anomaly map shows
     global-cosine   mean over pictures of 1 - cos(s, t), a picture's map as one long vector
 
-A scale's loss is multiplied by its own weight and by ``loss_weight``. Mining lets points that are
+The cosine distances are damped as those of the anomaly map are (``ModelConfig.damping``). A scale's
+loss is multiplied by its own weight and by ``loss_weight``. Mining lets points that are
 rebuilt badly pull more. It scales the gradient that reaches a point x of the student and leaves
 the loss as it is; with d the cosine distance of x:
 
@@ -49,6 +50,7 @@ class RebuildingLoss(nn.Module):
         mining: Mining = "none",
         mining_share: float = 0.9,
         mining_ramp: float = 0.1,
+        damping: float = 0.0,
     ) -> None:
         """Choose a loss.
 
@@ -59,11 +61,12 @@ class RebuildingLoss(nn.Module):
             mining: ``none``, ``hardest`` or ``adaptive``.
             mining_share: Share of the points that ``hardest`` calls easy, 0 to 1.
             mining_ramp: Share of the steps until that many are, 0 to 1.
+            damping: See ``ModelConfig.damping``; of ``cosine`` and of the distances of mining.
         """
         super().__init__()
         self.kind, self.weight = kind, weight
         self.scale_weights = tuple(scale_weights)
-        self.mining = mining
+        self.mining, self.damping = mining, damping
         self._full_share, self._ramp = mining_share, mining_ramp
         self._shown = 0.0 if mining_ramp else mining_share
         # a tensor, because a CUDA graph holds the loss and the share rises
@@ -92,13 +95,16 @@ class RebuildingLoss(nn.Module):
     def _of_scale(self, student: Tensor, teacher: Tensor) -> Tensor:
         with torch.autocast(student.device.type, enabled=False):
             s, t = student, teacher.to(torch.promote_types(teacher.dtype, torch.float32))
+            damping = self.damping * t.shape[1]
             if self.mining != "none":
-                s = scale_gradient(s, self._pull(cosine_distance(s.detach(), t)).unsqueeze(1))
+                distance = cosine_distance(t, s.detach(), damping=damping)
+                s = scale_gradient(s, self._pull(distance).unsqueeze(1))
             if self.kind == "mse":
                 return F.mse_loss(s.to(t.dtype), t)
             if self.kind == "global-cosine":  # each picture as one pixel of many channels
                 s, t = (m.flatten(1)[:, :, None, None] for m in (s, t))
-            return cosine_distance(s, t).mean()
+                return cosine_distance(t, s).mean()
+            return cosine_distance(t, s, damping=damping).mean()
 
     def _pull(self, distance: Tensor) -> Tensor:
         """What the gradient of each point is multiplied by; distance (B, H, W)."""
@@ -109,8 +115,13 @@ class RebuildingLoss(nn.Module):
         return torch.where(distance < ordered.index_select(0, place.view(1)), EASY, 1.0)
 
 
-def rebuilding_loss(config: TrainConfig) -> RebuildingLoss | None:
-    """The loss of a recipe; None if it is the published one, which ``MambaAD`` has itself."""
+def rebuilding_loss(config: TrainConfig, damping: float = 0.0) -> RebuildingLoss | None:
+    """The loss of a recipe; None if it is the published one, which ``MambaAD`` has itself.
+
+    Args:
+        config: What is trained, and how.
+        damping: The network's.
+    """
     published = config.loss == "mse" and config.mining == "none"
     if published and config.scale_weights == (1.0, 1.0, 1.0):
         return None
@@ -121,6 +132,7 @@ def rebuilding_loss(config: TrainConfig) -> RebuildingLoss | None:
         mining=config.mining,
         mining_share=config.mining_share,
         mining_ramp=config.mining_ramp,
+        damping=damping,
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -54,6 +55,9 @@ class MambaAD(nn.Module):
         self.recentring: Recentring | None = None
         self.neck_dropout = 0.0
         self.neck_noise = 0.0
+        self.neck_masking = 0.0
+        self.damping = 0.0
+        self.map_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
         self.score_top = 0.0
         """How pictures are scored; see ``ModelConfig.score_top``."""
 
@@ -94,6 +98,8 @@ class MambaAD(nn.Module):
         narrow = self.neck(teacher)
         if self.training and self.neck_dropout:
             narrow = F.dropout(narrow, self.neck_dropout)
+        if self.training and self.neck_masking:
+            narrow = narrow * _seen(narrow, self.neck_masking)
         maps: list[Tensor] = self.decoder(narrow)
         return maps
 
@@ -128,9 +134,11 @@ class MambaAD(nn.Module):
         return torch.stack(list(self.loss_parts(images).values())).sum()
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
-        """How unusual each pixel is: float32, (B, H, W), at least 0 and at most 2/3."""
+        """How unusual each pixel is: float32, (B, H, W), at least 0 and at most 2/3 (2/9 of the
+        sum of ``map_weights``)."""
         teacher, student = self(images)
-        return anomaly_maps(teacher, student, (images.shape[2], images.shape[3]))
+        size = images.shape[2], images.shape[3]
+        return anomaly_maps(teacher, student, size, damping=self.damping, weights=self.map_weights)
 
 
 def _add_noise(maps: Tensor, strength: float) -> Tensor:
@@ -141,8 +149,18 @@ def _add_noise(maps: Tensor, strength: float) -> Tensor:
     return noisy
 
 
+def _seen(x: Tensor, hidden: float) -> Tensor:
+    """Of which positions of x (B, C, H, W) the decoder sees something: (B, 1, H, W), 0 or 1."""
+    return (torch.rand_like(x[:, :1], dtype=torch.float32) >= hidden).to(x.dtype)
+
+
 def anomaly_maps(
-    teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int]
+    teacher: Sequence[Tensor],
+    student: Sequence[Tensor],
+    size: tuple[int, int],
+    *,
+    damping: float = 0.0,
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
     """The cosine distances of all scales, resized, summed, divided by 9 and smoothed.
 
@@ -153,13 +171,20 @@ def anomaly_maps(
         teacher: Maps (B, C_i, H_i, W_i), of 16 bits or more.
         student: Maps of the same shapes.
         size: Height and width of the result.
+        damping: See ``ModelConfig.damping``.
+        weights: Of the scales; None: 1 each.
 
     Returns:
         float32 (float64 for such maps), (B, height, width).
     """
     with torch.autocast(teacher[0].device.type, enabled=False):
-        distances = [cosine_distance(t, s) for t, s in zip(teacher, student, strict=True)]
-        return _resize_and_smooth(distances, size, SMOOTHING, scale=1 / len(teacher) ** 2)
+        distances = [
+            cosine_distance(t, s, damping=damping * t.shape[1])
+            for t, s in zip(teacher, student, strict=True)
+        ]
+        count = len(teacher)
+        scales = [weight / count**2 for weight in weights or [1.0] * count]
+        return _resize_and_smooth(distances, size, SMOOTHING, scales)
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -169,16 +194,16 @@ def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
         maps: (B, H, W), any size, float32 or float64.
         sigma: Deviation in pixels.
     """
-    return _resize_and_smooth([maps], (maps.shape[1], maps.shape[2]), sigma)
+    return _resize_and_smooth([maps], (maps.shape[1], maps.shape[2]), sigma, [1.0])
 
 
 def _resize_and_smooth(
-    maps: Sequence[Tensor], size: tuple[int, int], sigma: float, *, scale: float = 1.0
+    maps: Sequence[Tensor], size: tuple[int, int], sigma: float, scales: Sequence[float]
 ) -> Tensor:
-    """scale · Σ_i (S R_i) M_i (S R_i)ᵀ of maps M_i (B, H_i, W_i): the first R resizes rows, the
+    """Σ_i scale_i (S R_i) M_i (S R_i)ᵀ of maps M_i (B, H_i, W_i): the first R resizes rows, the
     other columns, and S smooths. Returns (B, height, width)."""
-    shapes = tuple((m.shape[1], m.shape[2]) for m in maps)
-    left, *right = _line_filters(shapes, size, sigma, scale, maps[0].dtype, maps[0].device)
+    shapes, device = tuple((m.shape[1], m.shape[2]) for m in maps), maps[0].device
+    left, *right = _line_filters(shapes, size, sigma, tuple(scales), maps[0].dtype, device)
     columns = [m @ r for m, r in zip(maps, right, strict=True)]
     return torch.bmm(left.expand(len(maps[0]), -1, -1), torch.cat(columns, dim=1))
 
@@ -192,7 +217,7 @@ def _line_filters(
     shapes: tuple[tuple[int, int], ...],
     size: tuple[int, int],
     sigma: float,
-    scale: float,
+    scales: tuple[float, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, ...]:
@@ -201,15 +226,16 @@ def _line_filters(
     All in one call: torch.compile takes a constant function's results apart by its name alone.
 
     Returns:
-        scale · S [R_1 R_2 ..] for the rows, (height, Σ H_i), then (S R_i)ᵀ, (W_i, width), for the
-        columns of every map.
+        S [scale_1 R_1 scale_2 R_2 ..] for the rows, (height, Σ H_i), then (S R_i)ᵀ, (W_i, width),
+        for the columns of every map.
     """
-    key = (shapes, size, sigma, scale, dtype, device)
+    key = (shapes, size, sigma, scales, dtype, device)
     if key in _filters:
         return _filters[key]
     height, width = size
-    rows, columns = scale * _smoothing(height, sigma), _smoothing(width, sigma)
-    arrays = [np.concatenate([rows @ _resizing(high, height) for high, _ in shapes], axis=1)]
+    rows, columns = _smoothing(height, sigma), _smoothing(width, sigma)
+    parts = zip(scales, shapes, strict=True)
+    arrays = [np.concatenate([(s * rows) @ _resizing(h, height) for s, (h, _) in parts], axis=1)]
     arrays += [columns @ _resizing(wide, width) for _, wide in shapes]
     with torch.inference_mode(False):  # so that training can use what prediction made first
         left, *right = (torch.from_numpy(a).to(device, dtype, copy=True) for a in arrays)
@@ -240,19 +266,37 @@ def _smoothing(length: int, sigma: float) -> NDArray[np.float64]:
     return smooth
 
 
-def build(config: ModelConfig, *, loss_weight: float = 5.0, backend: Backend = "auto") -> MambaAD:
+def build(
+    config: ModelConfig,
+    *,
+    loss_weight: float = 5.0,
+    backend: Backend = "auto",
+    drawn: bool = True,
+) -> MambaAD:
     """The network of a configuration, with the encoder's weights still random.
 
     ``mambaad.model.encoder.load_pretrained`` or a run folder's file fills them.
+
+    Args:
+        config: The settings.
+        loss_weight: What the published loss is multiplied by.
+        backend: Home of the scan.
+        drawn: Whether neck and decoder get their random first values. Without, their weights are
+            whatever their memory holds, and all of them have to be loaded.
 
     Raises:
         ConfigError: If the encoder is not known, or has no maps at strides 4, 8 and 16.
     """
     encoder = build_encoder(config.encoder)
-    neck = HalfFPN(encoder.channels)
-    decoder = Decoder(config, encoder.channels, neck.out_channels, backend=backend)
+    with nullcontext() if drawn else torch.device("meta"):
+        neck = HalfFPN(encoder.channels)
+        decoder = Decoder(config, encoder.channels, neck.out_channels, backend=backend)
+    if not drawn:
+        neck, decoder = neck.to_empty(device="cpu"), decoder.to_empty(device="cpu")
     model = MambaAD(encoder, neck, decoder, loss_weight=loss_weight)
     model.neck_dropout, model.neck_noise = config.neck_dropout, config.neck_noise
+    model.neck_masking, model.damping = config.neck_masking, config.damping
+    model.map_weights = config.map_weights
     model.recentring = Recentring(encoder.channels) if config.recentre else None
     model.score_top = config.score_top
     return model

@@ -1,11 +1,13 @@
-"""The teacher's maps as deviations from what is usual in training, channel by channel.
+"""The teacher's maps as deviations from what is usual in training, scale by scale.
 
     t' = (t - mean) / deviation
 
-with mean and deviation over all pixels of good training pictures, one pair for each channel of each
-scale. After a ReLU all values are positive, so any two feature vectors point much the same way and
-cosines tell little; deviations point everywhere, and no channel outweighs the others. The student
-gets and rebuilds deviations, and is compared with them.
+with the mean feature vector over all pixels of good training pictures, and one number for the
+deviation: the root of the channels' mean variance. So the usual squared length of a vector is the
+number of channels. After a ReLU all values are positive, so any two feature vectors point much the
+same way and cosines tell little; deviations point everywhere. The student gets and rebuilds
+deviations, and is compared with them. Dividing each channel by its own deviation was measured and
+is worse: it makes much of channels that hold little but noise (LOG.md).
 
 Recentring for models of many classes is from Dinomaly2 (arXiv 2510.17611), by each picture's own
 class token; here it is by constants of the data set, since a CNN has no such token.
@@ -17,9 +19,6 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-
-LEAST = 1e-3
-"""Smallest deviation, in the scale's mean one: a channel that is never active stays small."""
 
 
 class Recentring(nn.Module):
@@ -33,7 +32,7 @@ class Recentring(nn.Module):
         super().__init__()
         self._count = len(channels)
         for i, width in enumerate(channels):
-            self.register_buffer(f"gain{i}", torch.ones(width, 1, 1))
+            self.register_buffer(f"gain{i}", torch.ones(1, 1, 1))
             self.register_buffer(f"shift{i}", torch.zeros(width, 1, 1))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -63,9 +62,9 @@ class Recentring(nn.Module):
             self._lines(), counts, sums, squares, strict=True
         ):
             mean = total / count
-            deviation = (square / count - mean.square()).clamp_min(0.0).sqrt()
-            slope = 1 / torch.maximum(deviation, LEAST * deviation.mean()).clamp_min(1e-12)
-            gain.copy_(slope.view_as(gain))
+            variance = (square / count - mean.square()).clamp_min(0.0).mean()
+            slope = 1 / variance.sqrt().clamp_min(1e-12)
+            gain.copy_(slope)
             shift.copy_((-mean * slope).view_as(shift))
 
     def _lines(self) -> list[tuple[Tensor, Tensor]]:

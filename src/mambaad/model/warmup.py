@@ -1,21 +1,23 @@
-"""Compiles the decoder's Triton kernels before the first step, the stages side by side.
+"""Compiles a network's Triton kernels before the first step, its parts side by side.
 
 Triton compiles a kernel when it is first called, once for every combination of types, constants
 and divisibilities of its arguments, and keeps it on disk. The first step would compile them one
 after the other, for minutes. A compilation leaves Python's lock alone for most of its time, so
-here a thread for each decoder stage runs the stage's kinds of layers once on random maps, as the
-step will. The layers are copies without drop path: no gradient, weight, buffer or random state
-of the network or of torch is touched.
+here threads run what a step runs, once, on random maps as the step will have them: one for each
+decoder stage, one for the neck and one for the loss in training, one for all that is around the
+decoder in inference. The layers are copies without drop path: no gradient, weight, buffer or random
+state of the network or of torch is touched.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +26,66 @@ from torch.autograd.grad_mode import set_multithreading_enabled
 from mambaad.config import TOTAL_STRIDE
 from mambaad.devices import autocast, resolve_precision
 from mambaad.fused.norm import layer_norm
-from mambaad.model.blocks import LSSModule
-from mambaad.model.decoder import Decoder, PatchExpand
+from mambaad.fused.square import square_losses
+from mambaad.model.blocks import HSSBlock, LSSModule
+from mambaad.model.decoder import Decoder, PatchExpand, empty_factors
+from mambaad.model.encoder import STRIDES
 from mambaad.model.layers import DropPath
-from mambaad.model.mambaad import MambaAD
+from mambaad.model.mambaad import MambaAD, anomaly_maps
 
 PATIENCE = 2.0
 """Seconds after which the caller is told what takes so long."""
 
 MESSAGE = "compiling GPU kernels (first use on this machine)"
+
+_Layers = TypeVar("_Layers", bound=nn.Module)
+
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the steps are like."""
+
+    batch: int
+    """Pictures of a step."""
+
+    size: tuple[int, int]
+    """Their height and width, multiples of 32."""
+
+    device: torch.device
+    precision: str
+    """``auto``, ``float32`` or ``bf16``; see ``mambaad.devices``."""
+
+    training: bool
+    """Whether a step has a backward pass."""
+
+    dtype: torch.dtype
+    """Of the encoder's maps, the neck's and the student's."""
+
+    @classmethod
+    def of(
+        cls,
+        model: MambaAD,
+        batch: int,
+        size: tuple[int, int],
+        device: torch.device,
+        precision: str,
+        *,
+        training: bool,
+    ) -> Setting:
+        """That of steps with this network.
+
+        Raises:
+            ConfigError: If the precision is none of the three.
+            ValueError: If a side of the pictures is not a multiple of 32.
+        """
+        if any(side % TOTAL_STRIDE for side in size):
+            raise ValueError(f"image_size must be multiples of {TOTAL_STRIDE}, got {size}")
+        dtype = _first(model.decoder.stages[0]).fuse.weight.dtype
+        if resolve_precision(precision, device) == "bf16":
+            dtype = torch.bfloat16  # what convolutions leave under autocast
+        return cls(batch, size, device, precision, training, dtype)
 
 
 def warm_up(
@@ -66,72 +119,41 @@ def warm_up(
     index = torch.cuda.current_device() if device.index is None else device.index
     device = torch.device("cuda", index)
     with torch.cuda.device(device):
-        parts = decoder_parts(model.decoder, batch_size, image_size, device)
+        setting = Setting.of(model, batch_size, image_size, device, precision, training=training)
+        works = parts_of(model, setting)
         _set_up_tools(device)
         try:
-            run_parts(parts, precision, training=training, tell=tell)
+            run_parts(works, device, tell=tell)
         finally:
             torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one thread runs: the way into a decoder stage, and one of the stage's modules."""
-
-    expand: nn.Module
-    module: LSSModule
-    shape: tuple[int, int, int, int]
-    """Of the map that comes in, (B, H, W, C)."""
-
-    orders: Tensor
-    """The scan paths over the stage's map, where the network is."""
-
-
-def decoder_parts(
-    decoder: Decoder, batch_size: int, image_size: tuple[int, int], device: torch.device
-) -> list[Part]:
-    """One part for each stage; the other modules of a stage run on maps of the same shapes.
-
-    Raises:
-        ValueError: If a side of the pictures is not a multiple of 32.
-    """
-    if any(side % TOTAL_STRIDE for side in image_size):
-        raise ValueError(f"image_size must be multiples of {TOTAL_STRIDE}, got {image_size}")
-    height, width = (side // TOTAL_STRIDE for side in image_size)
-    parts = []
-    for expand, stage in zip(decoder.expands, decoder.stages, strict=True):
-        module = cast(LSSModule, cast(nn.ModuleList, stage)[0])
-        shape = (batch_size, height, width, module.fuse.out_channels)
-        if isinstance(expand, PatchExpand):
-            shape = (*shape[:3], expand.expand.in_features)
-            height, width = 2 * height, 2 * width
-        parts.append(Part(expand, module, shape, decoder.orders(height, width, device)))
-    return parts
+def parts_of(model: MambaAD, setting: Setting) -> list[Work]:
+    """What a step does, in parts that can run side by side, each on copies of its layers."""
+    stages = decoder_stages(model.decoder, setting)
+    works: list[Work] = [partial(run_stage, stage, setting) for stage in stages]
+    others = (run_neck, run_loss) if setting.training else (run_ends,)
+    return works + [partial(run, model, setting) for run in others]
 
 
 def run_parts(
-    parts: list[Part],
-    precision: str,
-    *,
-    training: bool,
-    tell: Callable[[str], None] | None = None,
+    works: Sequence[Work], device: torch.device, *, tell: Callable[[str], None] | None = None
 ) -> None:
     """Run every part once, each in a thread and on a stream of its own, on any device.
 
     Args:
-        parts: From ``decoder_parts``.
-        precision: As for ``warm_up``.
-        training: Whether gradients are computed too.
+        works: From ``parts_of``.
+        device: Where they run.
         tell: As for ``warm_up``.
 
     Raises:
         Exception: What the first of the failing parts raised, when all have ended.
     """
-    with ThreadPoolExecutor(len(parts), "mambaad-warm-up") as threads:
-        lanes = [_lane(part.orders.device) for part in parts]
+    with ThreadPoolExecutor(len(works), "mambaad-warm-up") as threads:
+        lanes = [_lane(device) for _ in works]
         futures = [
-            threads.submit(_run_in_lane, lane, part, precision, training)
-            for lane, part in zip(lanes, parts, strict=True)
+            threads.submit(_run_in_lane, lane, work)
+            for lane, work in zip(lanes, works, strict=True)
         ]
         _, late = wait(futures, timeout=PATIENCE)
         if late and tell is not None:
@@ -140,37 +162,147 @@ def run_parts(
         future.result()
 
 
-def run_part(part: Part, precision: str, *, training: bool) -> None:
-    """A copy of the part's layers, forward and, if ``training``, backward, on the current stream.
+@dataclass(frozen=True)
+class Stage:
+    """A decoder stage: the way into it, and one of its modules."""
 
-    Backward in this thread: torch has one thread a GPU for the gradients of all others, and in
-    that the stages' backward kernels would be compiled one after the other.
-    """
-    device = part.orders.device
-    expand, module = copy.deepcopy((part.expand, part.module))
-    layers = nn.ModuleList([expand, module]).train(training)
-    for layer in layers.modules():
-        if isinstance(layer, DropPath):
-            layer.rate = 0.0  # it would move the random numbers of the training
-    dtype = module.fuse.weight.dtype
-    if resolve_precision(precision, device) == "bf16":
-        dtype = torch.bfloat16  # the neck's last convolution leaves that under autocast
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.randn(part.shape, generator=generator, dtype=dtype, device=device)
-    sources = [x.requires_grad_(training), *(p for p in layers.parameters() if p.requires_grad)]
-    with torch.inference_mode(not training), autocast(precision, device):
-        y = module(expand(x), part.orders)
-        if training:
-            with set_multithreading_enabled(False):
-                torch.autograd.grad(y, sources, y.detach(), allow_unused=True)
+    expand: nn.Module
+    module: LSSModule
+    """The first. None has more blocks, and if it drops no paths, those that sum maps do not."""
+
+    shape: tuple[int, int, int, int]
+    """Of the map that comes in, (B, H, W, C)."""
+
+    orders: Tensor
+    """The scan paths over the stage's map, where the network is."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether drop path's factors come to the module in training."""
+        blocks = self.module.blocks
+        return bool(blocks) and cast(HSSBlock, blocks[0]).drop_path.rate > 0
 
 
-def _run_in_lane(
-    lane: torch.cuda.Stream | None, part: Part, precision: str, training: bool
-) -> None:
+def decoder_stages(decoder: Decoder, setting: Setting) -> list[Stage]:
+    """All stages; other modules of a stage run on maps of the same shapes."""
+    height, width = (side // TOTAL_STRIDE for side in setting.size)
+    stages = []
+    for expand, stage in zip(decoder.expands, decoder.stages, strict=True):
+        module = _first(stage)
+        shape = (setting.batch, height, width, module.fuse.out_channels)
+        if isinstance(expand, PatchExpand):
+            shape = (*shape[:3], expand.expand.in_features)
+            height, width = 2 * height, 2 * width
+        orders = decoder.orders(height, width, setting.device)
+        stages.append(Stage(expand, module, shape, orders))
+    return stages
+
+
+def run_stage(stage: Stage, setting: Setting) -> None:
+    """The stage's layers, forward and, in training, backward, on the current stream."""
+    layers = _copied(nn.ModuleList([stage.expand, stage.module]), setting)
+    expand, module = layers[0], cast(LSSModule, layers[1])
+    x = _random(stage.shape, setting).requires_grad_(setting.training)
+    factors = None
+    if setting.training and stage.drops:
+        factors = empty_factors(len(module.blocks), x).fill_(1.0)
+    with _computing(setting):
+        y = module(expand(x), stage.orders, factors)
+        if setting.training:
+            _differentiate(y, [x, *layers.parameters()])
+
+
+def run_neck(model: MambaAD, setting: Setting) -> None:
+    """The neck in training, forward and backward, on the current stream."""
+    neck = _copied(model.neck, setting)
+    with _computing(setting):
+        _differentiate(neck(_encoded(model, setting)), list(neck.parameters()))
+
+
+def run_loss(model: MambaAD, setting: Setting) -> None:
+    """The loss and its gradient, on the current stream."""
+    teacher = _encoded(model, setting)
+    student = [maps.requires_grad_() for maps in _encoded(model, setting)]
+    with _computing(setting):
+        if model.objective is None:
+            loss = square_losses(student, teacher, model.loss_weight).sum()
+        else:
+            parts = copy.deepcopy(model.objective)(student, teacher)
+            loss = torch.stack(list(parts.values())).sum()
+        _differentiate(loss, student)
+
+
+def run_ends(model: MambaAD, setting: Setting) -> None:
+    """What inference does before and after the decoder, on the current stream."""
+    encoder, neck = _copied(model.encoder, setting), _copied(model.neck, setting)
+    recentring = copy.deepcopy(model.recentring)
+    images = _random((setting.batch, *setting.size, 3), setting)
+    with _computing(setting):
+        teacher = encoder(images.permute(0, 3, 1, 2))
+        if recentring is not None:
+            teacher = recentring(teacher)
+        neck(teacher)
+        student = _encoded(model, setting)
+        anomaly_maps(
+            teacher, student, setting.size, damping=model.damping, weights=model.map_weights
+        )
+
+
+def _copied(layers: _Layers, setting: Setting) -> _Layers:
+    """A copy as a step has it. In training under autocast its weights are 16-bit copies
+    (``mambaad.mixed``), and its kernels are compiled for these."""
+    twin = copy.deepcopy(layers).train(setting.training)
+    for module in twin.modules():
+        if isinstance(module, DropPath):
+            module.rate = 0.0  # it would move the random numbers of the training
+        if setting.training and setting.dtype == torch.bfloat16:
+            usual = type(module) in (nn.Linear, nn.Conv2d)
+            for name in ("weight", "bias") if usual else getattr(module, "autocast_parameters", ()):
+                parameter = getattr(module, name)
+                if parameter is not None:
+                    parameter.data = parameter.data.bfloat16()
+    return twin
+
+
+def _encoded(model: MambaAD, setting: Setting) -> list[Tensor]:
+    """Random maps (B, C, H, W) with the shapes of the encoder's, channels last in memory as theirs
+    are on a GPU and the decoder's are."""
+    sides = [[side // stride for side in setting.size] for stride in STRIDES]
+    shapes = zip(sides, model.encoder.channels, strict=True)
+    return [
+        _random((setting.batch, height, width, channels), setting).permute(0, 3, 1, 2)
+        for (height, width), channels in shapes
+    ]
+
+
+def _random(shape: tuple[int, ...], setting: Setting) -> Tensor:
+    generator = torch.Generator(setting.device).manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=setting.dtype, device=setting.device)
+
+
+def _first(stage: nn.Module) -> LSSModule:
+    return cast(LSSModule, cast(nn.ModuleList, stage)[0])
+
+
+@contextmanager
+def _computing(setting: Setting) -> Iterator[None]:
+    inference = torch.inference_mode(not setting.training)
+    with inference, autocast(setting.precision, setting.device):
+        yield
+
+
+def _differentiate(y: Tensor, sources: Sequence[Tensor]) -> None:
+    """Backward in this thread: torch has one thread a GPU for the gradients of all others, and in
+    that the parts' backward kernels would be compiled one after the other."""
+    wanted = [source for source in sources if source.requires_grad]
+    with set_multithreading_enabled(False):
+        torch.autograd.grad(y, wanted, y.detach(), allow_unused=True)
+
+
+def _run_in_lane(lane: torch.cuda.Stream | None, work: Work) -> None:
     with _on(lane):
         try:
-            run_part(part, precision, training=training)
+            work()
         except RuntimeError as error:  # torch's and Triton's own
             if "out of memory" not in str(error):
                 raise
