@@ -50,7 +50,7 @@ PLUS: Mapping[str, Any] = MappingProxyType(
         "model.neck_masking": 0.3,
         "model.recentre": True,
         "model.damping": 0.5,
-        "model.map_weights": (0.7, 0.9, 1.4),
+        "model.map_weights": (0.5, 0.7, 1.8),
         "model.score_top": 0.01,
         "train.learning_rate": 0.002,
         "train.decay_states": False,
