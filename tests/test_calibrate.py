@@ -10,11 +10,13 @@ import pytest
 
 from mambaad.calibrate import (
     calibrate,
+    kept_beside,
     load_calibration,
     manual,
     precision_note,
     save_calibration,
     thresholds_for,
+    with_kept,
 )
 from mambaad.errors import CheckpointError, ConfigError
 
@@ -106,3 +108,56 @@ def test_files_without_a_precision_are_read_and_a_wrong_one_is_refused(tmp_path:
     path.write_text(json.dumps({**values, "precision": "int8"}))
     with pytest.raises(CheckpointError, match=r"precision must be one of .* or null, got 'int8'"):
         load_calibration(tmp_path)
+
+
+def test_other_thresholds_are_kept_with_their_origin(tmp_path: Path) -> None:
+    old = calibrate([0.1, 0.5], ["a", "b"], "training pictures", 0.9)
+    new = calibrate([0.2, 0.4], ["a", "a"], "good pictures given afterwards", 1)
+    both = with_kept(new, kept_beside(old, {"a"}, "float32"))
+    assert [both.threshold(c) for c in ("a", "b", None)] == [0.4, 0.5, 0.5]
+    assert both.kept == ("b",)
+    assert both.source == "good pictures given afterwards, or kept from before"
+    a, b = both.categories["a"], both.categories["b"]
+    assert (a.source, a.quantile) == ("good pictures given afterwards", 1)
+    assert (b.source, b.quantile) == ("training pictures", 0.9)
+    assert (both.overall.pictures, both.overall.maximum) == (3, 0.5)
+    assert both.overall.mean == pytest.approx((0.2 + 0.4 + 0.5) / 3)
+    save_calibration(tmp_path, both)
+    assert load_calibration(tmp_path) == both
+    third = calibrate([0.3], ["b"], "held-out training pictures")
+    again = with_kept(third, kept_beside(both, {"b"}, "float32"))
+    assert again.kept == ("a",)
+    assert again.categories["a"] == a
+    assert [again.threshold(c) for c in ("a", "b", None)] == [0.4, 0.3, 0.4]
+
+
+def test_a_file_where_nothing_is_kept_says_all_in_one_place(tmp_path: Path) -> None:
+    old = calibrate([0.1], ["a"], "training pictures")
+    new = calibrate([0.2, 0.3], ["a", "b"], "training pictures")
+    for known in (None, old):
+        assert with_kept(new, kept_beside(known, {"a", "b"}, "float32")) == new
+    save_calibration(tmp_path, new)
+    values = json.loads((tmp_path / "calibration.json").read_text())
+    assert list(values) == ["source", "quantile", "overall", "categories", "precision"]
+    assert list(values["categories"]["a"]) == ["threshold", "pictures", "mean", "maximum"]
+
+
+def test_kept_thresholds_are_of_the_same_precision(caplog: pytest.LogCaptureFixture) -> None:
+    old = calibrate([0.1, 0.5], ["a", "b"], "training pictures", precision="bf16")
+    new = calibrate([0.2], ["a"], "training pictures", precision="float32")
+    with pytest.raises(
+        ConfigError, match=r"\['b'\] were set in bf16.*pictures of all: \['a', 'b'\]"
+    ):
+        kept_beside(old, {"a"}, "float32")
+    assert not caplog.messages
+    unknown = kept_beside(calibrate([0.1, 0.5], ["a", "b"], "training pictures"), {"a"}, "float32")
+    assert with_kept(new, unknown).precision is None
+    (line,) = caplog.messages
+    assert "does not say in which precision the thresholds of ['b'] were set" in line
+    same = kept_beside(old, {"a"}, "bf16")
+    assert with_kept(calibrate([0.2], ["a"], "given", precision="bf16"), same).precision == "bf16"
+
+
+def test_products_without_a_threshold_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert kept_beside(None, {"a"}, "float32", ["a", "b"]) is None
+    assert caplog.messages == ["['b'] have no threshold: the overall one, the highest, serves them"]

@@ -104,6 +104,25 @@ def test_a_threshold_can_be_given(tiny_run: Path, tiny_data: Path, tmp_path: Pat
     assert not (tmp_path / "n" / "heatmaps").exists()
 
 
+def test_predict_says_when_the_category_is_not_known(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(tiny_data / "metal" / "test" / "good" / "000.png", tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    flags = ["--out", tmp_path / "out", "--no-heatmaps"]
+    for extra, told in (((), True), (("--category", "metal"), False), (("--threshold", 1), False)):
+        assert run("predict", tiny_run, tmp_path / "a.png", *flags, *extra) == 0
+        shown = capsys.readouterr().out
+        assert ("name it with --category (metal, wood)" in shown) == told
+    assert run("predict", tiny_run, tiny_data / "metal" / "test", *flags) == 0
+    assert "note:" not in capsys.readouterr().out
+    assert run("predict", tiny_run, tmp_path / "b.png", *flags) == 2
+    assert "pred_score" not in capsys.readouterr().out
+    (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines())
+    assert (row["image_path"], row["pred_score"]) == (str(tmp_path / "b.png"), "")
+    assert "not a picture" in row["error"]
+
+
 def test_ones_own_folder_with_odd_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     good, bad = tmp_path / "parts" / "good", tmp_path / "parts" / "scratched"
@@ -152,7 +171,7 @@ def test_mistakes_are_one_line_and_status_2(
             "100",
         ): "image_size must be one or two multiples of 32",
         ("train", tiny_data, "--image-size", "x"): "a size is a number",
-        ("train", tiny_data, "--set", "model.depht=3"): "unknown ModelConfig setting",
+        ("train", tiny_data, "--set", "model.depht=3"): "did you mean 'model.depths'?",
         ("train", tiny_data, "--set", "depths"): "table.setting=value",
         ("train", tiny_data, "--category", "tin"): "tin",
         ("train", tmp_path / "nothing"): "nothing",
@@ -263,7 +282,7 @@ def test_a_published_checkpoint_is_converted(
     picture = tmp_path / "x.png"
     Image.new("RGB", (40, 40)).save(picture)
     assert run("predict", tmp_path / "run", picture, "--out", tmp_path / "p") == 0
-    assert "1 pictures;" in capsys.readouterr().out
+    assert "1 picture;" in capsys.readouterr().out
     assert run("test", tmp_path / "run") == 2
     assert "knows no data set" in capsys.readouterr().err
 
@@ -274,3 +293,21 @@ def test_the_run_moves_with_its_folder(tiny_run: Path, tiny_data: Path, tmp_path
     assert run("test", moved, tiny_data) == 0
     assert (moved / "report.html").is_file()
     assert not (tiny_run / "report.html").exists()
+
+
+def test_calibrate_says_what_is_new_and_what_is_kept(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, more = tmp_path / "run", tmp_path / "more"
+    shutil.copytree(tiny_run, own)
+    shutil.copytree(tiny_data / "metal" / "test" / "good", more)
+    assert run("calibrate", own, more) == 2
+    error = capsys.readouterr().err
+    assert "knows only ['metal', 'wood']: give pictures of one product" in error
+    assert error[error.index("error: ") :].count("\n") == 1
+    assert run("calibrate", own, more, "--category", "metal") == 0
+    metal, wood, wrote = capsys.readouterr().out.splitlines()
+    assert metal.startswith("metal: threshold ")
+    assert metal.endswith(" from 3 pictures, set anew")
+    assert wood.endswith(" from 6 pictures, kept")
+    assert wrote == f"wrote {own / 'calibration.json'}"

@@ -146,9 +146,11 @@ def test_settings_cannot_be_changed() -> None:
 
 
 def test_unknown_keys_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"unknown ModelConfig setting \['dept'\]; known: \['enc"):
+    with pytest.raises(ConfigError, match=r"unknown ModelConfig setting \['x'\]; known: \['enc"):
+        Config.from_mapping({"model": {"x": [1, 1, 1, 1]}})
+    with pytest.raises(ConfigError, match=r"setting \['dept'\]; did you mean 'depths'\?$"):
         Config.from_mapping({"model": {"dept": [1, 1, 1, 1]}})
-    with pytest.raises(ConfigError, match=r"unknown table \['modle'\]"):
+    with pytest.raises(ConfigError, match=r"table \['modle'\]; .*; did you mean 'model'\?$"):
         Config.from_mapping({"modle": {}})
     with pytest.raises(ConfigError, match=r"\[train\] must be a table"):
         Config.from_mapping({"train": 3})
@@ -259,9 +261,12 @@ def test_override_a_hybrid_scan_by_a_plain_one() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("epochs", "a setting is named table.setting"),
-        ("trian.epochs", "a setting is named table.setting .*got 'trian.epochs'"),
-        ("train.epoch", r"unknown TrainConfig setting \['epoch'\]"),
+        ("epochs", "a setting is named table.setting .*'epochs'; did you mean 'train.epochs'\\?$"),
+        ("trian.epochs", "named table.setting .*got 'trian.epochs'; did you mean 'train.epochs'"),
+        ("lr", "named table.setting with table one of .*; got 'lr'$"),
+        ("train.epoch", r"unknown setting 'train.epoch'; did you mean 'train.epochs'\?$"),
+        ("model.epochs", r"unknown setting 'model.epochs'; did you mean 'train.epochs'\?$"),
+        ("data.xyz", r"unknown setting 'data.xyz'; known in data: \['root', 'layout'"),
     ],
 )
 def test_override_errors(name: str, message: str) -> None:

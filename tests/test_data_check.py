@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambaad.data.check import ERRORS, KINDS, CategoryCounts, CheckResult, check_dataset
+from mambaad.data.check import (
+    ERRORS,
+    FEW_PICTURES,
+    KINDS,
+    CategoryCounts,
+    CheckResult,
+    check_dataset,
+)
 from mambaad.errors import DatasetError
 
 COUNTER = iter(range(1_000_000))
@@ -48,19 +55,34 @@ def check(root: Path, **options: object) -> CheckResult:
 def problems(root: Path, **options: object) -> dict[str, tuple[int, tuple[str, ...]]]:
     result = check(root, **options)
     assert result.ok == (not ERRORS & {p.kind for p in result.problems})
-    return {p.kind: (p.count, p.cases) for p in result.problems}
+    found = {p.kind: (p.count, p.cases) for p in result.problems}
+    found.pop("few_training_pictures", None)  # these sets are tiny; it has a test of its own
+    return found
 
 
 def test_a_sound_data_set_has_no_problem(root: Path) -> None:
+    for i in range(3, FEW_PICTURES):
+        picture(root / f"nut/train/good/{i}.png")
     told: list[tuple[int, int]] = []
     result = check(root, progress=lambda done, total: told.append((done, total)))
     assert result.ok
     assert result.problems == ()
     assert result.notes == ()
-    assert result.categories == (CategoryCounts("nut", 3, 1, {"bent": 3}, 3),)
+    assert result.categories == (CategoryCounts("nut", 20, 1, {"bent": 3}, 3),)
     assert (result.layout, result.smallest, result.largest) == ("mvtec", (40, 48), (40, 48))
-    assert result.modes == {"RGB": 7}
-    assert told[-1] == (7, 7)
+    assert result.modes == {"RGB": 24}
+    assert told[-1] == (24, 24)
+
+
+def test_few_training_pictures_are_a_warning(root: Path) -> None:
+    for i in range(3, FEW_PICTURES - 1):
+        picture(root / f"nut/train/good/{i}.png")
+    result = check(root)
+    assert result.ok
+    (problem,) = result.problems
+    assert (problem.kind, problem.severity) == ("few_training_pictures", "warning")
+    assert (problem.count, problem.cases) == (1, ("nut: 19",))
+    assert "fewer than 20 good pictures" in problem.message
 
 
 def test_unreadable_files(root: Path) -> None:
@@ -118,7 +140,7 @@ def test_a_defect_too_small_for_the_image_size(root: Path) -> None:
     mask(root / "nut/ground_truth/bent/9_mask.png", (400, 400), marked=3)
     assert problems(root) == {"vanishing_mask": (1, ("nut/ground_truth/bent/9_mask.png",))}
     large = check_dataset(root, image_size=(416, 416))
-    assert large.problems == ()
+    assert [p.kind for p in large.problems] == ["few_training_pictures"]
 
 
 def test_a_mask_without_a_picture(root: Path) -> None:
@@ -176,7 +198,11 @@ def test_notes_and_dark_16_bit_pictures(tmp_path: Path) -> None:
         f"no defective pictures in ['{name}']: training works, testing says nothing there",
     )
     assert (result.smallest, result.largest) == ((10, 10), (64, 40))
-    assert [(p.kind, p.cases) for p in result.problems] == [("dark_16_bit", ("good/c.png",))]
+    found = {p.kind: p.cases for p in result.problems}
+    assert found == {
+        "few_training_pictures": (f"{name}: 4",),
+        "dark_16_bit": ("good/c.png",),
+    }
 
 
 def test_pictures_alone_are_said_to_be_taken_as_good(tmp_path: Path) -> None:
@@ -195,7 +221,8 @@ def test_the_result_is_json(root: Path) -> None:
     assert plain["categories"] == [
         {"category": "nut", "train_good": 3, "test_good": 1, "defects": {"bent": 3}, "masks": 3}
     ]
-    assert plain["problems"][0]["kind"] == "ignored_picture"
+    kinds = [problem["kind"] for problem in plain["problems"]]
+    assert kinds == ["few_training_pictures", "ignored_picture"]
 
 
 def test_no_data_set_at_all(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from mambaad.data.images import (
     load_mask,
     load_picture,
     picture_from_array,
+    picture_from_image,
     resize_picture,
 )
 from mambaad.errors import ImageError
@@ -130,6 +131,51 @@ def test_orientation_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_picture(path), np.rot90(RGB, -1))
     info = describe_picture(path)
     assert (info.height, info.width) == (7, 5)
+
+
+def test_pil_pictures_are_converted_as_files_are(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(GREY.astype(np.uint16) * 257)
+    for number, image in enumerate((Image.fromarray(RGB), with_alpha(RGB), palette(), deep)):
+        path = tmp_path / f"{number}.png"
+        image.save(path, exif=exif)
+        expected = load_picture(path)
+        with Image.open(path) as opened:
+            for _ in range(2):  # it is not turned itself
+                np.testing.assert_array_equal(picture_from_image(opened), expected)
+        # one in memory has no orientation
+        np.testing.assert_array_equal(np.rot90(picture_from_image(image), -1), expected)
+    picture_from_image(image)[:] = 0
+    np.testing.assert_array_equal(np.asarray(image), GREY.astype(np.uint16) * 257)
+
+
+def test_pil_pictures_that_cannot_be_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ImageError, match=r"the PIL picture: floating-point .*, got 0\.\.4000"):
+        picture_from_image(Image.fromarray(np.array([[0.0, 4000.0]], np.float32)))
+    with pytest.raises(ImageError, match="the PIL picture: it has no pixels"):
+        picture_from_image(Image.new("RGB", (0, 4)))
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path)
+    with Image.open(path) as closed:
+        pass
+    with pytest.raises(ImageError, match=rf"cannot read {path}: ."):
+        picture_from_image(closed)
+    monkeypatch.setattr(images, "MAX_PIXELS", 34)
+    with pytest.raises(ImageError, match="it has 35 pixels, more than 34"):
+        picture_from_image(Image.fromarray(RGB))
+
+
+def test_a_pil_picture_may_be_asked_for_by_many_threads(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(5).integers(0, 256, (200, 300, 3), np.uint8)).save(path)
+    expected = load_picture(path)
+    for _ in range(5):
+        with Image.open(path) as opened, ThreadPoolExecutor(8) as pool:
+            for found in pool.map(picture_from_image, [opened] * 16):
+                np.testing.assert_array_equal(found, expected)
 
 
 def test_files_and_arrays_are_resized_alike_by_pil(tmp_path: Path) -> None:

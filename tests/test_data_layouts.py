@@ -142,12 +142,17 @@ def test_mvtec_train_may_hold_its_pictures_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("p/train/bottle/a.png",), "must hold good/"),
+        (("p/train/bottle/a.png",), r"must hold good/ \(or ok/, normal/\) with the good pictures"),
+        (
+            ("gut/a.png", "riss/b.png"),
+            r"expected good/ \(or ok/, normal/\) with one folder per def",
+        ),
+        (("gut/a.png", "b.png"), r"\['gut'\] and 1 picture directly in it; expected good/"),
         (("p/train/good/a.png", "p/test/b.png"), "put them in test/good or test/<defect>"),
         (("p/train/good/readme.txt",), "no pictures in"),
         (("crack/a.png", "dent/b.png"), r"found the folders \['crack', 'dent'\]"),
         (("crack/x/a.png", "dent/y/b.png"), "is no data set"),
-        (("a/good/1.png", "b/1.png"), r"\['b'\] in .* hold pictures but no good/"),
+        (("a/good/1.png", "b/1.png"), r"\['b'\] in .* hold pictures but no good/ \(or ok/, norm"),
         (("a/good/1.png", "masks/a/1.png"), "put a masks/ in each category's folder"),
         (("readme.txt",), r"found the folders \[\] and 0 pictures directly in it; expected"),
     ],

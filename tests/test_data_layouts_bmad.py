@@ -43,7 +43,8 @@ def test_bmad(tmp_path: Path, mask: str) -> None:
         "Chest_AD/test/Ungood/1.png": "",
     }
     assert dataset.notes == ("the pictures of valid/ are left out, in ['Brain_AD']",)
-    assert check_dataset(tmp_path, image_size=(32, 32), workers=1).problems == ()
+    (problem,) = check_dataset(tmp_path, image_size=(32, 32), workers=1).problems
+    assert problem.kind == "few_training_pictures"
 
 
 def test_uni_medical_lies_like_mvtec(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "near/samples.csv").write_text(f"image_path,label_index,split\n{lines}")
     dataset = read_dataset(tmp_path / "near")
     assert len(fingerprint(dataset)) == 64
-    assert check_dataset(tmp_path / "near", image_size=(32, 32), workers=1).problems == ()
+    (problem,) = check_dataset(tmp_path / "near", image_size=(32, 32), workers=1).problems
+    assert problem.kind == "few_training_pictures"
 
 
 @pytest.mark.parametrize(
@@ -69,11 +70,20 @@ def test_pictures_may_lie_elsewhere(tmp_path: Path) -> None:
     [
         ("", r"lacks the columns \['image_path', 'label_index'\]"),
         ("image_path,split\na/1.png,train\n", r"lacks the columns \['label_index'\]"),
-        ("image_path,label_index\na/1.png,good\n", "0 or 1 as label_index"),
-        ("image_path,label_index\n,0\n", "needs an image_path"),
+        (
+            "image_path;label_index\na/1.png;0\n",
+            r"lacks the columns .*; its cells are separated by ';': save it with commas$",
+        ),
+        ("image_path\tlabel_index\na/1.png\t0\n", r"separated by '\\t'"),
+        (
+            "image_path,label_index\na/1.png,0\n\na/1.png,good\n",
+            "^line 4 of .*: .* 0 or 1 as label_index; got .* label_index 'good'$",
+        ),
+        ("image_path,label_index\n,0\n", "line 2 of .* needs an image_path"),
+        ("image_path,label_index\n\na/1.png\n", "line 3 of .* does not have 2 cells"),
         ("image_path,label_index\na/1.png\n", "line 2 of .* does not have 2 cells"),
         ("image_path,label_index\na/1.png,0,x\n", "line 2 of .* does not have 2 cells"),
-        ("image_path,label_index,split\na/1.png,0,val\n", "must be train or test, got 'val'"),
+        ("image_path,label_index,split\na/1.png,0,val\n", "line 2 .* train or test, got 'val'$"),
         ("image_path,label_index,split\na/1.png,1,train\n", "takes good ones"),
         ("image_path,label_index\na/1.png,0\na/1.png,0\n", "twice"),
         ("image_path,label_index\na/9.png,0\n", "not there"),

@@ -11,10 +11,17 @@ from mambaad.errors import ConfigError
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta:x"])
-def test_a_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"device '{name}' cannot be used"):
+@pytest.mark.parametrize("name", ["gpu", "meta", "mps", "cuda:", "cuda:x", "cpu:0", "CUDA", ""])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         pick_device(name)
+    assert str(caught.value) == f"device must be auto, cpu, cuda or cuda:N; got {name!r}"
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="device 'cuda:99' cannot be used") as caught:
+        pick_device("cuda:99")
+    assert "\n" not in str(caught.value)
 
 
 def test_auto_is_a_device_that_is_there() -> None:

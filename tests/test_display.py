@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from training import Marks
 
-from mambaad.display import PredictDisplay, TrainDisplay, metrics_table, show
+from mambaad.display import (
+    PredictDisplay,
+    TrainDisplay,
+    counted,
+    metrics_table,
+    progress_bar,
+    show,
+)
 from mambaad.errors import ImageError, TrainingError
 from mambaad.evaluate import CategoryResult, Evaluation
 from mambaad.metrics import score
@@ -90,10 +99,69 @@ def test_predictions_are_counted_and_errors_kept(capsys: pytest.CaptureFixture[s
         heat = np.full((2, 2), value, np.float32)
         display.add(Prediction(None, None, value, 0.5, heat, (2, 2)))
     display.add(ImageError("cannot read x.png"))
-    from pathlib import Path
-
     display.finish(Path("found"))
     output = capsys.readouterr()
     assert "2 pictures, 1 defective, 1 could not be read; wrote found" in output.out
     assert output.out.index("0.9000") < output.out.index("0.1000")
     assert "error: cannot read x.png" in output.err
+
+
+def of_category(category: str | None) -> Prediction:
+    return Prediction(None, category, 0.4, 0.5, np.full((2, 2), 0.4, np.float32), (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "note"),
+    [
+        (("metal", "wood"), (None, "wood", None), True),
+        (("metal", "wood"), ("metal", "wood"), False),
+        (("metal",), (None,), False),
+        ((), (None,), False),
+    ],
+)
+def test_pictures_of_no_known_category_are_told(
+    known: tuple[str, ...],
+    found: tuple[str | None, ...],
+    note: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = PredictDisplay(known)
+    for category in found:
+        display.add(of_category(category))
+    display.finish(Path("found"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(lines) == note
+    if note:
+        assert "the category of 2 of 3 pictures is not known" in lines[0]
+        assert "overall threshold" in lines[0]
+        assert "--category (metal, wood)" in lines[0]
+
+
+def test_without_predictions_there_is_no_table(capsys: pytest.CaptureFixture[str]) -> None:
+    display = PredictDisplay()
+    display.add(ImageError("cannot read x.png"))
+    display.finish(Path("found"))
+    assert capsys.readouterr().out == "0 pictures, 1 could not be read; wrote found\n"
+
+
+def test_a_bar_is_drawn_from_the_first_call_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("checking"):
+        pass
+    with pytest.raises(TrainingError), TrainDisplay():
+        raise TrainingError("before anything was to draw")
+    assert capsys.readouterr().err == ""
+    with progress_bar("checking") as progress:
+        progress(1, 3)
+        progress(3, 3)
+    shown = capsys.readouterr().err
+    assert shown.count("checking") == 1
+    assert "3/3" in shown
+
+
+def test_one_picture_is_no_pictures(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert [counted(n, "row") for n in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert counted(2, "category", "categories") == "2 categories"
+    display = PredictDisplay()
+    display.add(Prediction(None, None, 0.1, None, np.zeros((2, 2), np.float32), (2, 2)))
+    display.finish(tmp_path)
+    assert f"1 picture; wrote {tmp_path}" in " ".join(capsys.readouterr().out.split())

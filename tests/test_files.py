@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mambaad.errors import ConfigError
 from mambaad.files import replacing, write_json, write_text
 
 
@@ -43,3 +44,13 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert not (tmp_path / "x.json").exists()
+
+
+@pytest.mark.parametrize("deep", ["x.txt", "more/x.txt"])
+def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path, deep: str) -> None:
+    file = tmp_path / "out"
+    file.write_text("kept")
+    with pytest.raises(ConfigError) as caught:
+        write_text(file / deep, "new")
+    assert str(caught.value).startswith(f"{file} is a file; the results need a folder")
+    assert file.read_text() == "kept"

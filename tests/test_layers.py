@@ -13,7 +13,8 @@ import mambaad
 PACKAGE = Path(mambaad.__file__).parent
 
 LAYERS = [
-    {"constants", "errors", "files"},
+    {"constants", "errors"},
+    {"files"},
     {"checks", "layout_names", "recipes", "settings_table", "tiling"},
     {"train_config"},
     {

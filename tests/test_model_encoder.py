@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -120,11 +122,19 @@ def test_only_three_stages_are_built(resnet: FrozenEncoder) -> None:
     assert not [name for name, _ in resnet.named_parameters() if "layer4" in name or "fc" in name]
 
 
-def test_unknown_encoder() -> None:
-    with pytest.raises(ConfigError, match=r"encoder 'resnet19' is not a timm model; near: none"):
-        build_encoder("resnet19")
-    with pytest.raises(ConfigError, match=r"'resnet3' is not a timm model; near: .*'resnet32ts"):
-        build_encoder("resnet3")
+def test_unknown_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_shipped", lambda: False)
+    for name, message in {
+        "resnet19": "did you mean 'resnet18' or ",
+        "resnet3.tv": r"did you mean 'resnet34'.*\?$",
+        "filterbnk": r"nor filterbank; did you mean 'filterbank'\?$",
+        "buildin": "nor filterbank; the published one is resnet34$",
+    }.items():
+        with pytest.raises(ConfigError, match=f"encoder '{name}' is neither .*{message}"):
+            build_encoder(name)
+    monkeypatch.setattr(module, "is_shipped", lambda: True)
+    with pytest.raises(ConfigError, match=r"nor builtin nor filterbank; did you mean 'builtin'\?$"):
+        build_encoder("buildin")
 
 
 def test_encoder_without_the_strides() -> None:
@@ -211,6 +221,28 @@ def test_a_missing_tensor_is_named(resnet: FrozenEncoder) -> None:
         assert torch.equal(value, before[key]), key
 
 
+def test_a_deeper_resnets_weights_are_refused(resnet: FrozenEncoder) -> None:
+    """ResNet-34's first blocks have the names and shapes of ResNet-18's."""
+    state = full_state(resnet)
+    for key in [k for k in state if k.startswith("layer1.1.")]:
+        state[key.replace("layer1.1.", "layer1.2.")] = state[key]
+    with pytest.raises(WeightsError, match=r"it has 1 more blocks, such as layer1.2; .*deeper"):
+        load_weights(resnet, state, "resnet34.pth")
+    load_weights(resnet, {**full_state(resnet), "layer4.0.conv1.weight": torch.zeros(1)}, "r18")
+
+
+def test_weights_of_another_encoder_are_said_to_be(resnet: FrozenEncoder) -> None:
+    state = full_state(resnet)
+    del state["layer3.1.conv1.weight"]
+    with pytest.raises(WeightsError) as error:
+        load_weights(resnet, state, "file.pth")
+    assert "another encoder" not in str(error.value)
+    with pytest.raises(
+        WeightsError, match=r"'conv1.*; they look like another encoder's: --encoder"
+    ):
+        load_weights(resnet, build_encoder("filterbank").state_dict(), "file.pth")
+
+
 def test_a_wrong_shape_is_named(resnet: FrozenEncoder) -> None:
     state = full_state(resnet)
     state["conv1.weight"] = torch.zeros(64, 1, 7, 7)
@@ -284,37 +316,87 @@ def test_load_pretrained_from_a_file(tmp_path: Path, resnet: FrozenEncoder) -> N
     assert same_weights(resnet, state)
 
 
+class Hub:
+    """Stands for the network, the hub's cache of files, and timm's loading."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: dict[str, Tensor]) -> None:
+        self.state = state
+        self.kept: dict[str, str] = {}
+        self.error: Exception | None = None
+        self.requests = 0
+        self.made: list[tuple[str, object]] = []
+        self.levels: list[int] = []
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", self.look)
+        monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: self)
+        monkeypatch.setattr(import_timm(), "create_model", self.create_model)
+
+    def look(self, place: str, file: str) -> str | None:
+        return self.kept.get(f"{place}/{file}")
+
+    def head(self, _: str, *, timeout: float) -> None:
+        assert 0 < timeout <= 10
+        self.requests += 1
+        self.levels.append(logging.getLogger("huggingface_hub").getEffectiveLevel())
+        if self.error is not None:
+            raise self.error
+
+    def create_model(
+        self, name: str, *, pretrained: bool, pretrained_cfg_overlay: object = None
+    ) -> nn.Module:
+        assert pretrained
+        self.made.append((name, pretrained_cfg_overlay))
+        full = nn.Module()
+        full.state_dict = lambda: self.state  # type: ignore[method-assign,assignment]
+        return full
+
+
 def test_load_pretrained_from_the_hub(
     monkeypatch: pytest.MonkeyPatch, resnet: FrozenEncoder
 ) -> None:
     """The tag is pinned: a bare name would take whatever timm prefers today."""
-    asked = []
-
-    class Full:
-        def state_dict(self) -> dict[str, Tensor]:
-            return full_state(resnet, seed=6)
-
-    def create_model(name: str, *, pretrained: bool) -> Full:
-        asked.append((name, pretrained))
-        return Full()
-
-    monkeypatch.setattr(import_timm(), "create_model", create_model)
+    hub = Hub(monkeypatch, full_state(resnet, seed=6))
     assert load_pretrained(resnet, "resnet18") == "timm resnet18.tv_in1k"
-    assert asked == [("resnet18.tv_in1k", True)]
+    assert hub.made == [("resnet18.tv_in1k", None)]
     assert same_weights(resnet, full_state(resnet, seed=6))
     assert module.PUBLISHED_TAGS["resnet34"] == "resnet34.bt_in1k"
+
+
+def test_a_file_downloaded_before_needs_no_network(
+    monkeypatch: pytest.MonkeyPatch, resnet: FrozenEncoder
+) -> None:
+    hub = Hub(monkeypatch, full_state(resnet, seed=7))
+    hub.kept = {"timm/resnet18.tv_in1k/pytorch_model.bin": "old", "timm/x/model.safetensors": "no"}
+    load_pretrained(resnet, "resnet18")
+    assert hub.made == [("resnet18.tv_in1k", {"file": "old"})]
+    hub.kept["timm/resnet18.tv_in1k/model.safetensors"] = "new"
+    load_pretrained(resnet, "resnet18")
+    assert hub.made[1] == ("resnet18.tv_in1k", {"file": "new"})
+    assert hub.requests == 0
+
+
+def test_timm_reads_the_file_that_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet: FrozenEncoder
+) -> None:
+    full = import_timm().create_model("resnet18")
+    file = tmp_path / "model.safetensors"
+    save_file(full.state_dict(), file)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(file))
+    load_pretrained(resnet, "resnet18")
+    assert torch.equal(resnet.body.state_dict()["conv1.weight"], full.conv1.weight)
 
 
 def test_load_pretrained_without_a_network(
     monkeypatch: pytest.MonkeyPatch, resnet: FrozenEncoder
 ) -> None:
-    def create_model(*_: Any, **__: Any) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(import_timm(), "create_model", create_model)
+    hub = Hub(monkeypatch, {})
+    hub.error = OSError("no route to host")
+    before = logging.getLogger("huggingface_hub").level
     with pytest.raises(WeightsError, match="--encoder-weights FILE") as error:
         load_pretrained(resnet, "resnet18")
     assert "the download of resnet18.tv_in1k failed (OSError)" in str(error.value)
+    assert (hub.requests, hub.made) == (1, [])
+    assert hub.levels == [logging.ERROR]
+    assert logging.getLogger("huggingface_hub").level == before
 
 
 def test_load_pretrained_filterbank(tmp_path: Path) -> None:

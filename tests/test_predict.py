@@ -17,7 +17,7 @@ import mambaad
 from mambaad import reading
 from mambaad.data import load_picture
 from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from mambaad.predict import FIELDS, Detector, Prediction, find_pictures, predict_files
+from mambaad.predict import COLUMNS, FIELDS, Detector, Prediction, find_pictures, predict_files
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +147,154 @@ def test_files_are_scored_and_written(detector: Detector, tiny_data: Path, tmp_p
     assert "broken.png" in str(results[1])
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    assert len(rows) == len(lines) == 1
+    assert len(rows) == len(lines) == 2
+    assert tuple(rows[0]) == tuple(lines[0]) == COLUMNS
     assert float(rows[0]["pred_score"]) == lines[0]["pred_score"] == results[0].pred_score
     assert (rows[0]["width"], rows[0]["height"]) == ("90", "70")
     with Image.open(out / "heatmaps" / "a.jpg") as heatmap:
         assert heatmap.size == (90, 70)
     assert np.array_equal(np.load(out / "maps" / "a.npy"), results[0].anomaly_map)
+    assert (rows[0]["heatmap"], rows[0]["error"]) == ("heatmaps/a.jpg", "")
+    broken = {"image_path": str(folder / "broken.png"), "error": "it is not a picture, or its "}
+    broken["error"] += "beginning is damaged"
+    assert lines[1] == {**dict.fromkeys(COLUMNS), **broken}
+    assert rows[1] == {**dict.fromkeys(COLUMNS, ""), **broken}
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def run_files(detector: Detector, out: Path, *paths: Path, heatmaps: bool = True) -> None:
+    list(predict_files(detector, find_pictures(paths), out, heatmaps=heatmaps))
+
+
+def files_in(out: Path) -> set[str]:
+    return {p.relative_to(out).as_posix() for p in out.rglob("*") if p.parent != out}
+
+
+@pytest.fixture
+def colliding(tiny_data: Path, tmp_path: Path) -> Path:
+    """Two pictures whose heat maps would have one name, and one in a folder."""
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for number, name in enumerate(("i16.png", "i16.tif", "deep/b.png")):
+        with Image.open(tiny_data / "metal" / "test" / "good" / f"00{number}.png") as picture:
+            picture.save(folder / name)
+    return folder
+
+
+def test_the_table_says_which_heatmap_is_whose(
+    detector: Detector, colliding: Path, tmp_path: Path
+) -> None:
+    run_files(detector, tmp_path / "out", colliding)
+    rows = {row["image_path"]: row["heatmap"] for row in table(tmp_path / "out")}
+    assert rows == {
+        str(colliding / "i16.png"): "heatmaps/i16.jpg",
+        str(colliding / "i16.tif"): "heatmaps/i16_2.jpg",
+        str(colliding / "deep" / "b.png"): "heatmaps/deep/b.jpg",
+    }
+    assert files_in(tmp_path / "out") == {*rows.values(), "heatmaps/deep"}
+    run_files(detector, tmp_path / "none", colliding, heatmaps=False)
+    assert [row["heatmap"] for row in table(tmp_path / "none")] == [""] * 3
+
+
+def test_heatmaps_of_an_earlier_call_are_removed(
+    detector: Detector, colliding: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_files(detector, out, colliding)
+    (out / "heatmaps" / "mine.jpg").write_bytes(b"not listed")
+    run_files(detector, out, colliding / "i16.tif")
+    assert files_in(out) == {"heatmaps/i16.jpg", "heatmaps/mine.jpg"}
+    (colliding / "i16.tif").write_bytes(b"broken now")
+    run_files(detector, out, colliding / "i16.tif")
+    assert files_in(out) == {"heatmaps/mine.jpg"}
+    (out / "heatmaps" / "mine.jpg").unlink()
+    run_files(detector, out, colliding / "deep")
+    run_files(detector, out, colliding / "deep", heatmaps=False)
+    assert files_in(out) == set()
+
+
+def test_an_interrupted_call_removes_nothing(
+    detector: Detector, colliding: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run_files(detector, out, colliding)
+    before = files_in(out)
+    running = predict_files(detector, find_pictures([colliding / "deep"]), out, heatmaps=False)
+    next(running)
+    running.close()
+    assert files_in(out) == before
+
+
+def test_only_what_an_earlier_call_wrote_is_removed(
+    detector: Detector, colliding: Path, tmp_path: Path
+) -> None:
+    """Whatever the old table says: it may have been edited, or be somebody else's."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    (out / "heatmaps").mkdir(parents=True)
+    elsewhere.mkdir()
+    listed = ["x.jpg", "heatmaps/x.png", "heatmaps/../x.jpg", "heatmaps/link/x.jpg", "../x.jpg"]
+    for place in (out / "x.jpg", out / "heatmaps/x.png", elsewhere / "x.jpg", tmp_path / "x.jpg"):
+        place.touch()
+    (out / "heatmaps" / "link").symlink_to(elsewhere)
+    (out / "heatmaps" / "x.jpg").symlink_to("x.png")
+    listed += ["heatmaps/x.jpg", str(tmp_path / "x.jpg"), ".", "heatmaps", "heatmaps/gone.jpg"]
+    before = files_in(tmp_path)
+    for header in (COLUMNS, ("heatmap",)):
+        (out / "heatmaps" / "other.jpg").touch()
+        rows = [dict.fromkeys(header, "") | {"heatmap": name} for name in listed]
+        with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, header)
+            writer.writeheader()
+            writer.writerows([*rows, {"heatmap": "heatmaps/other.jpg"}])
+        run_files(detector, out, colliding / "deep", heatmaps=False)
+        # it is ours only under our own header
+        assert (out / "heatmaps" / "other.jpg").exists() == (header != COLUMNS)
+    new = {f"out/{n}" for n in ("heatmaps/other.jpg", "predictions.csv", "predictions.jsonl")}
+    assert files_in(tmp_path) == before | new
+    (out / "predictions.csv").write_bytes(b"\xff\xfe no text")
+    run_files(detector, out, colliding / "deep", heatmaps=False)
+    assert (out / "heatmaps" / "other.jpg").exists()
+
+
+def test_a_pil_picture_is_taken_as_its_file_is(detector: Detector, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    grey16 = Image.fromarray(rng.integers(0, 65535, (50, 90), dtype=np.uint16))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey16.save(tmp_path / "grey16.png", exif=turned)
+    colour = Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    colour.convert("P").save(tmp_path / "palette.png")
+    paths = [tmp_path / "grey16.png", tmp_path / "palette.png"]
+    by_file = [detector.predict(path) for path in paths]
+    assert by_file[0].picture_size == (90, 50)
+    opened = [Image.open(path) for path in paths]
+    for image, expected in zip(opened, by_file, strict=True):
+        found = detector.predict(image)
+        assert found.image_path is None
+        assert found.picture_size == expected.picture_size
+        assert np.array_equal(found.anomaly_map, expected.anomaly_map)
+    mixed = detector.predict([*opened, paths[0], np.asarray(colour), opened[0]])
+    assert [p.image_path for p in mixed] == [None, None, paths[0], None, None]
+    for found, expected in zip(mixed, [*by_file, by_file[0]], strict=False):
+        assert found.pred_score == pytest.approx(expected.pred_score, rel=1e-5)
+
+
+def test_what_is_no_picture_is_told_what_is(detector: Detector, tiny_data: Path) -> None:
+    path = tiny_data / "metal" / "test" / "good" / "000.png"
+    accepted = "a file's path, a NumPy array or a PIL picture, several a list of these; got "
+    for source, kind in ((torch.zeros(8, 8, 3), "Tensor"), (None, "NoneType"), (iter([path]), "")):
+        with pytest.raises(TypeError, match=accepted + kind):
+            detector.predict(source)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=accepted + "int"):
+        detector.predict([path, 3])
+    with pytest.raises(
+        ImageError, match=r"good: it is a folder; .* mambaad\.predict\.predict_files"
+    ):
+        detector.predict(path.parent)
 
 
 def test_an_interrupted_prediction_leaves_no_half_table(
@@ -206,13 +348,17 @@ def test_results_keep_the_order_of_the_files(
             assert result.pred_score == pytest.approx(alone.pred_score, rel=1e-5)
             assert result.anomaly_map.base is None  # the batch is not kept
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines()))
-    assert [row["image_path"] for row in rows] == [str(p) for p in paths if p != broken]
+    assert [row["image_path"] for row in rows] == [str(p) for p in paths]
+    assert [bool(row["error"]) for row in rows] == [p == broken for p in paths]
+    assert [bool(row["pred_score"]) for row in rows] == [p != broken for p in paths]
 
 
 def test_nothing_but_errors(detector: Detector, tmp_path: Path) -> None:
     files = [(tmp_path / f"{n}.png", Path(str(n))) for n in range(3)]
     results = list(predict_files(detector, files, tmp_path / "out"))
     assert [type(r) for r in results] == [ImageError] * 3
+    errors = [(row["image_path"], row["error"]) for row in table(tmp_path / "out")]
+    assert errors == [(str(path), "no such file or directory") for path, _ in files]
     assert detector.predict([]) == []
 
 

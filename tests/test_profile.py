@@ -220,11 +220,11 @@ def test_mistakes_are_one_line_and_status_2(
         (broken,): "is not a TOML file",
         (tiny_run, "--batch-size", 0): "the batch size must be at least 1, got 0",
         (tiny_run, "--precision", "int8"): "precision must be auto, float32 or bf16, got 'int8'",
-        (tiny_run, "--device", "tpu7"): "device 'tpu7' cannot be used",
+        (tiny_run, "--device", "tpu7"): "device must be auto, cpu, cuda or cuda:N; got 'tpu7'",
         (tiny_run, "--image-size", 100): "image_size must be one or two multiples of 32",
         (tiny_run, "--set", "model.directions=4"): "model.directions cannot be another",
-        ("--set", "model.depth=3"): "unknown ModelConfig setting",
-        ("--set", "model.encoder=nosuchnet"): "is not a timm model",
+        ("--set", "model.depth=3"): "unknown setting 'model.depth'",
+        ("--set", "model.encoder=nosuchnet"): "is neither a timm model nor filterbank",
     }
     for arguments, message in mistakes.items():
         assert command(*arguments) == 2, arguments

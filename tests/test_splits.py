@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from mambaad.calibrate import Source
 from mambaad.checkpoint import PROVENANCE
 from mambaad.config import Config
-from mambaad.data import fingerprint, read_dataset
+from mambaad.data import Dataset, Sample, fingerprint, read_dataset
+from mambaad.data.check import FEW_PICTURES
 from mambaad.errors import CheckpointError, DatasetError
-from mambaad.splits import leave_learned_out, read_pictures, split_holdout
+from mambaad.splits import (
+    FEW_STEPS,
+    HELD_OUT,
+    few_warning,
+    learned_line,
+    leave_learned_out,
+    read_pictures,
+    results_folder,
+    split_holdout,
+)
 from mambaad.testing import run_test
-from mambaad.train import train
+from mambaad.train import Observer, train
+
+
+class Told(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def test_holdout_is_drawn_by_category_and_seed(tiny_config: Config, tiny_data: Path) -> None:
@@ -84,3 +107,73 @@ def test_a_contaminated_run_names_what_leaves_its_test(
     (run / PROVENANCE).write_text("{}")
     with pytest.raises(CheckpointError, match=r"learned from test pictures.*train it anew"):
         leave_learned_out(run, config, dataset)
+
+
+def test_little_to_learn_from_is_told() -> None:
+    def pictures(category: str, count: int) -> list[Sample]:
+        return [Sample(Path(f"{category}{i}.png"), category, "train") for i in range(count)]
+
+    enough = pictures("nut", FEW_PICTURES)
+    assert few_warning(enough, FEW_STEPS, 100) is None
+    line = few_warning(enough, 30, 30)
+    assert line == (
+        "warning: only 30 steps in all, fewer than 100: expect poor results; give more good "
+        "pictures, more epochs (--epochs 100) or a smaller batch (--batch-size)"
+    )
+    assert "(--epochs 16)" in str(few_warning(enough, FEW_STEPS - 1, 15))
+    line = few_warning([*pictures("bolt", 1), *enough], FEW_STEPS, 500)
+    assert line == (
+        "warning: fewer than 20 good pictures of bolt (1): expect poor results; give more good "
+        "pictures"
+    )
+    five = [s for name in "abcde" for s in pictures(name, FEW_PICTURES - 1)]
+    line = few_warning(five, 1, 1)
+    assert line is not None
+    assert "only 1 steps in all, fewer than 100; fewer than 20" in line
+    assert "of a (19), b (19), c (19) and 2 more: expect" in line
+
+
+def test_where_thresholds_come_from_is_told() -> None:
+    run = Path("runs/x")
+    line = learned_line(54, 6, "held-out training pictures", run)
+    assert line == "54 learned from, 6 held out; thresholds from held-out training pictures"
+    for source in get_args(Source)[1:3]:
+        line = learned_line(12, 0, source, run)
+        assert line.startswith(f"12 learned from, 0 held out; thresholds from {source}: false ")
+        assert "'mambaad calibrate runs/x NEW_GOOD'" in line
+    assert get_args(Source)[0] == HELD_OUT
+
+
+def test_training_tells_both(tiny_config: Config, tmp_path: Path) -> None:
+    seen = Told()
+    train(tiny_config, tmp_path / "run", device="cpu", observer=seen)
+    assert seen.lines[0].startswith("encoder weights")
+    assert seen.lines[1].startswith("warning: only 3 steps in all, fewer than 100; fewer than 20")
+    assert "metal (6), wood (6)" in seen.lines[1]
+    assert seen.lines[-1].startswith("12 learned from, 0 held out; thresholds from training pict")
+    assert sum(line.startswith("warning") for line in seen.lines) == 1
+
+
+def test_results_of_another_data_set_go_apart(
+    tiny_config: Config, tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    dataset, known = read_dataset(tiny_data), tiny_config
+
+    def folder(data: Path | None, found: Dataset = dataset, config: Config = known) -> Path:
+        return results_folder(tiny_run, config, data, found, None)
+
+    assert results_folder(tiny_run, known, Path("x"), dataset, tmp_path) == tmp_path
+    assert folder(None) == tiny_run
+    assert folder(tiny_data / ".." / tiny_data.name) == tiny_run
+    copy = tmp_path / "moved"
+    shutil.copytree(tiny_data, copy)
+    assert folder(copy, read_dataset(copy)) == tiny_run  # known by its fingerprint
+    next((copy / "wood" / "test" / "good").iterdir()).unlink()
+    assert folder(copy, read_dataset(copy)) == tiny_run / "test-moved"
+    wood = known.override({"data.categories": ["wood"]})
+    assert folder(tiny_data, dataset, wood) == tiny_run / "test-data"  # more than it was made for
+    only = dataset.select(categories=["wood"])
+    assert folder(tiny_data, only, wood) == tiny_run
+    listed = tmp_path / "parts.csv"
+    listed.touch()
+    assert folder(listed, only) == tiny_run / "test-parts"

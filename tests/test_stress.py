@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,10 @@ def test_without_masks_or_with_one_class_numbers_are_undefined(data: Dataset) ->
     found = card_of(Dataset(data.root, "mvtec", bare), 0.5, "none").rows[CLEAN]["one"]
     assert found.image_AUROC == 1.0
     assert math.isnan(found.pixel_AUROC)
+    some = Dataset(data.root, "mvtec", (*data.samples[:3], bare[3]))  # as mambaad test has it
+    card = card_of(some, 0.5, "none", "shift")
+    assert all(math.isnan(outcomes["one"].pixel_AUROC) for outcomes in card.rows.values())
+    assert card.rows[CLEAN]["one"].image_AUROC == 1.0
     found = card_of(Dataset(data.root, "mvtec", bare[:2]), 0.5, "none").rows[CLEAN]["one"]
     assert found.false_alarms == 0.0
     assert math.isnan(found.misses)
@@ -174,6 +179,19 @@ def test_of_a_run(tiny_run: Path, tiny_data: Path, tmp_path: Path) -> None:
     about = [json.loads(f.read_text())["about"]["precision"] for f in (files[0], narrow[0])]
     assert about == ["float32", "bf16"]
     assert narrow[1].read_text() != same[1].read_text()
+
+
+def test_another_data_set_leaves_the_card_of_the_runs_own(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    copy, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(tiny_run, copy)
+    shutil.copytree(tiny_data / "wood", other / "wood")
+    options = {"kinds": ["none"], "device": "cpu"}
+    _, files = run_stress(copy, other, **options)  # type: ignore[arg-type]
+    assert [f.parent for f in files] == [copy / "test-other"] * 2
+    _, files = run_stress(copy, tiny_data, **options)  # type: ignore[arg-type]
+    assert [f.parent for f in files] == [copy] * 2
 
 
 def test_what_cannot_be_stressed_is_told(tiny_run: Path, tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ def test_a_table_is_run_continued_and_compared(
     ablate = ("ablate", "incremental", tiny_data, "--out", out, "--category", "metal", *SMALL)
     rows = ("--row", "mamba", "--row", "lss")
     assert run(*ablate, *rows, "--dry-run") == 0
-    assert capsys.readouterr().out == "mamba, seed 42: to train\nlss, seed 42: to train\n"
+    assert capsys.readouterr().out == (
+        "mamba, seed 42: to train\nlss, seed 42: to train\n"
+        "each row: 1 epoch of 6 training pictures in 1 category\n"
+    )
     assert not out.exists()
     assert run(*ablate, "--row", "mamba") == 0
     capsys.readouterr()
@@ -80,6 +83,8 @@ def test_mistakes_are_one_line(
         ("ablate", "scan", tiny_data, "--gpus", "x"): "--gpus is all, or different numbers",
         ("ablate", "scan", tiny_data, "--gpus", "0", "--device", "cpu"): "cannot both say",
         ("ablate", "scan", tiny_data, "--encoder-weights", "no.pth"): "no weights at no.pth",
+        ("ablate", "scan", tmp_path / "no"): "no: it does not exist",
+        ("ablate", "scan", tmp_path / "no", "--dry-run"): "no: it does not exist",
         ("table", tmp_path): "is not a run folder",
         ("table", tiny_run): "has not been tested: mambaad test",
         ("table", tiny_run, "--by", "class"): "--by must be one of",

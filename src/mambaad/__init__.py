@@ -4,7 +4,8 @@
     detector = mambaad.load("runs/bottle")
     prediction = detector.predict("new.png")
 
-Training and evaluation from Python: ``mambaad.train.train`` and ``mambaad.evaluate.evaluate``.
+Training and evaluation from Python: ``mambaad.train.train(config, run)``, with settings from
+``mambaad.read_config("settings.toml")``, and ``mambaad.evaluate.evaluate``.
 Names are imported when they are first used, so ``import mambaad`` is quick and does not load torch.
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mambaad import metrics
+    from mambaad import evaluate, metrics, train
     from mambaad.config import Config, DataConfig, ModelConfig, TrainConfig
     from mambaad.errors import MambaADError
     from mambaad.model import MambaAD, build
@@ -34,9 +35,14 @@ __all__ = [
     "Prediction",
     "TrainConfig",
     "build",
+    "evaluate",
     "load",
     "metrics",
+    "read_config",
+    "train",
 ]
+
+_MODULES = ("evaluate", "metrics", "train")
 
 _HOMES = {
     "Config": "config",
@@ -58,9 +64,22 @@ def load(run: Path | str, *, device: str = "auto", precision: str | None = None)
     return Detector.load(run, device=device, precision=precision)
 
 
+def read_config(path: Path | str) -> Config:
+    """The settings of a TOML file; what it does not set is as by default.
+
+    Raises:
+        ConfigError: If the file is missing, is not TOML, or a setting is unknown or does not fit.
+    """
+    from pathlib import Path
+
+    from mambaad import config
+
+    return config.read_config(Path(path))
+
+
 def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return import_module("mambaad.metrics")
+    if name in _MODULES:
+        return import_module(f"mambaad.{name}")
     if name in _HOMES:
         return getattr(import_module(f"mambaad.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'mambaad' has no attribute {name!r}")

@@ -5,6 +5,9 @@ anomaly is. The threshold is a quantile of the scores of good pictures: those he
 or, if none were, the training pictures themselves. The network has seen the latter, so it scores
 them lower than new good pictures, and the threshold errs on the side of false alarms; the file says
 which pictures it comes from. Test pictures are never used.
+
+New thresholds of some products leave those of the others as they were: ``kept_beside`` says which
+they are, ``with_kept`` joins the two.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +31,7 @@ Source = Literal[
     "training pictures",
     "held-out training pictures, or training pictures of categories with few",
     "good pictures given afterwards",
+    "good pictures, some of them training pictures",
     "given",
 ]
 
@@ -54,6 +58,12 @@ class Threshold:
     maximum: float
     """Their highest score."""
 
+    source: str | None = None
+    """Which good pictures they are, where the calibration's thresholds differ in it."""
+
+    quantile: float | None = None
+    """Share of their scores at or below the threshold, likewise."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -73,6 +83,9 @@ class Calibration:
 
     precision: str | None = None
     """``float32`` or ``bf16``: what the scores were computed in; None if that is not known."""
+
+    kept: tuple[str, ...] = ()
+    """Categories whose thresholds stayed when those of others were last set anew."""
 
     def threshold(self, category: str | None = None) -> float:
         """The threshold of a category; the overall one if it is None or not known."""
@@ -136,6 +149,96 @@ def manual(
     return Calibration("given", math.nan, same, dict.fromkeys(names, same))
 
 
+def kept_beside(
+    old: Calibration | None,
+    categories: Collection[str],
+    precision: str,
+    products: Collection[str] = (),
+) -> Calibration | None:
+    """The thresholds that stay when those of some categories are set anew.
+
+    Logs a line where a user may be surprised: the precision changes or is not known, a threshold
+    is of no product of the run, or a product is left without one.
+
+    Args:
+        old: The run's calibration; None: it has none.
+        categories: Those that are set anew.
+        precision: ``float32`` or ``bf16``: what the new scores are computed in.
+        products: What the run was trained on; thresholds of others are dropped. Empty: not known,
+            and all are kept.
+
+    Returns:
+        The old calibration with the categories that stay, each with its source and quantile; None
+        if none stays.
+
+    Raises:
+        ConfigError: If those that stay were set in another precision.
+    """
+    before = {} if old is None else dict(old.categories)
+    stay = {n: t for n, t in before.items() if n not in categories and n in (products or before)}
+    dropped = sorted(set(before) - set(stay) - set(categories))
+    if dropped:
+        _log.warning("the thresholds of %s are dropped: no products of this run", dropped)
+    without = sorted(set(products) - set(stay) - set(categories))
+    if without:
+        _log.warning("%s have no threshold: the overall one, the highest, serves them", without)
+    if old is None:
+        return None
+    if old.precision not in (None, precision):
+        if stay:
+            raise ConfigError(
+                f"the thresholds of {sorted(stay)} were set in {old.precision}, the new ones would "
+                f"be in {precision}, and the two must not be mixed: take --precision "
+                f"{old.precision}, or give good pictures of all: {sorted({*stay, *categories})}"
+            )
+        _log.warning("all thresholds are set in %s now, before in %s", precision, old.precision)
+    if not stay:
+        return None
+    if old.precision is None:
+        _log.warning(
+            "the file does not say in which precision the thresholds of %s were set; the new ones "
+            "are in %s",
+            sorted(stay),
+            precision,
+        )
+    return replace(old, categories={n: _with_origin(t, old) for n, t in stay.items()})
+
+
+def with_kept(new: Calibration, kept: Calibration | None) -> Calibration:
+    """New thresholds, and those that ``kept_beside`` found to stay; ``overall`` is of all.
+
+    Args:
+        new: What ``calibrate`` gave.
+        kept: What ``kept_beside`` gave for its categories.
+    """
+    if kept is None:
+        return new
+    fresh = {n: _with_origin(t, new) for n, t in new.categories.items()}
+    categories = dict(sorted({**kept.categories, **fresh}.items()))
+    parts = list(categories.values())
+    pictures = sum(t.pictures for t in parts)
+    mean = sum(t.mean * t.pictures for t in parts) / max(1, pictures)
+    level, maximum = max(t.threshold for t in parts), max(t.maximum for t in parts)
+    return Calibration(
+        source=f"{new.source}, or kept from before",
+        quantile=new.quantile,
+        overall=Threshold(level, pictures, mean, maximum),
+        categories=categories,
+        precision=new.precision if new.precision == kept.precision else None,
+        kept=tuple(sorted(set(kept.categories) - set(fresh))),
+    )
+
+
+def _with_origin(threshold: Threshold, calibration: Calibration) -> Threshold:
+    """With the calibration's source and quantile where it has none of its own."""
+    source, quantile = threshold.source, threshold.quantile
+    return replace(
+        threshold,
+        source=calibration.source if source is None else source,
+        quantile=calibration.quantile if quantile is None else quantile,
+    )
+
+
 def _threshold(values: Any, quantile: float) -> Threshold:
     level = float(np.quantile(values, quantile, method="higher"))
     return Threshold(level, len(values), float(values.mean()), float(values.max()))
@@ -143,7 +246,17 @@ def _threshold(values: Any, quantile: float) -> Threshold:
 
 def save_calibration(run: Path, calibration: Calibration) -> None:
     """Write ``calibration.json`` into a run folder."""
-    write_json(run / CALIBRATION, asdict(calibration))
+    values = asdict(calibration)
+    values["overall"] = _written(calibration.overall)
+    values["categories"] = {n: _written(t) for n, t in calibration.categories.items()}
+    if not calibration.kept:
+        del values["kept"]
+    write_json(run / CALIBRATION, values)
+
+
+def _written(threshold: Threshold) -> dict[str, Any]:
+    """Without what the calibration says for all."""
+    return {name: value for name, value in asdict(threshold).items() if value is not None}
 
 
 def load_calibration(run: Path) -> Calibration | None:
@@ -164,6 +277,7 @@ def load_calibration(run: Path) -> Calibration | None:
             overall=_read(values["overall"]),
             categories={name: _read(v) for name, v in values["categories"].items()},
             precision=_read_precision(values.get("precision")),  # older files have none
+            kept=tuple(str(name) for name in values.get("kept", ())),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -206,6 +320,12 @@ def _read(values: Mapping[str, Any]) -> Threshold:
     level = float(values["threshold"])
     if not math.isfinite(level):
         raise ValueError(f"threshold must be a finite number, got {level}")
+    source, quantile = values.get("source"), values.get("quantile")
     return Threshold(
-        level, int(values["pictures"]), float(values["mean"]), float(values["maximum"])
+        threshold=level,
+        pictures=int(values["pictures"]),
+        mean=float(values["mean"]),
+        maximum=float(values["maximum"]),
+        source=None if source is None else str(source),
+        quantile=None if quantile is None else float(quantile),
     )

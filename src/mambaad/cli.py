@@ -15,10 +15,13 @@ import typer
 
 from mambaad.errors import ConfigError, MambaADError
 from mambaad.options import (
+    BatchSize,
     CacheName,
     Categories,
     Device,
+    Encoder,
     EncoderWeights,
+    Epochs,
     ImageSize,
     JsonOut,
     LayoutName,
@@ -28,6 +31,7 @@ from mambaad.options import (
     Run,
     Settings,
     Tile,
+    TrainSize,
     Variant,
     parse_size,
 )
@@ -90,11 +94,11 @@ def train(
     variant: Variant = None,
     recipe: Recipe = None,
     settings: Settings = None,
-    encoder: Annotated[str | None, typer.Option(help="timm name, builtin or filterbank.")] = None,
+    encoder: Encoder = None,
     encoder_weights: EncoderWeights = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
-    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    image_size: TrainSize = None,
     category: Categories = None,
     layout: Annotated[str | None, typer.Option(help="auto, or one of 'mambaad datasets'.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights and order.")] = None,
@@ -105,7 +109,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log there.")] = False,
 ) -> None:
-    """Train on the good pictures of DATA."""
+    """Train on the good pictures of DATA.
+
+    The defaults hold where neither --config, --preset, --variant nor --set says something else.
+    """
     flags = {
         "data.root": None if data is None else str(data),
         "data.layout": layout,
@@ -183,7 +190,10 @@ def evaluate_command(
     pro_limit: Annotated[float, typer.Option(help="Highest false positive rate of AUPRO.")] = 0.3,
     category: Categories = None,
     layout: Annotated[str | None, typer.Option(help="auto, or one of 'mambaad datasets'.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; the run.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the results; RUN, or RUN/test-NAME for another data set."),
+    ] = None,
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
@@ -206,6 +216,8 @@ def evaluate_command(
             progress=progress,
         )
     show(metrics_table(evaluation))
+    if out is None and files[-1].parent != run:
+        print(f"{data} is not the run's own data set: its results are apart, the run's own stay")
     print("wrote", *files, sep="\n  ")
 
 
@@ -230,7 +242,9 @@ def predict(
     detector = Detector.load(run, device=device, precision=precision)
     if threshold is not None:
         detector.calibration = manual(threshold, detector.calibration, category)
-    display = PredictDisplay()
+    known = detector.calibration
+    # a given threshold is the same for every category
+    display = PredictDisplay(known.categories if known and threshold is None else ())
     results = predict_files(detector, files, out, category=category, heatmaps=heatmaps, maps=maps)
     with progress_bar("predicting") as progress:
         for number, result in enumerate(results, 1):
@@ -245,6 +259,10 @@ def predict(
 def calibrate(
     run: Run,
     data: Annotated[Path, typer.Argument(help="Data set with good pictures, best unseen ones.")],
+    category: Annotated[
+        str | None,
+        typer.Option(help="RUN's product that the pictures are of; DATA must be one category."),
+    ] = None,
     quantile: Annotated[
         float, typer.Option(help="Share of the good scores at or below the threshold.")
     ] = 0.99,
@@ -252,14 +270,15 @@ def calibrate(
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
-    """Set RUN's thresholds anew, on the good pictures of DATA."""
-    from mambaad.display import progress_bar
+    """Set RUN's thresholds anew, on the good pictures of DATA; other products keep theirs."""
+    from mambaad.display import counted, progress_bar
     from mambaad.testing import calibrate_run
 
     with progress_bar("calibrating") as progress:
         found = calibrate_run(
             run,
             data,
+            category=category,
             quantile=quantile,
             layout=layout,
             device=device,
@@ -267,7 +286,9 @@ def calibrate(
             progress=progress,
         )
     for name, threshold in found.categories.items():
-        print(f"{name}: threshold {threshold.threshold:.4f} from {threshold.pictures} pictures")
+        origin = f"from {counted(threshold.pictures, 'picture')}"
+        how = "kept" if name in found.kept else "set anew"
+        print(f"{name}: threshold {threshold.threshold:.4f} {origin}, {how}")
     print(f"wrote {run / 'calibration.json'}")
 
 

@@ -24,7 +24,7 @@ from mambaad.checks import (
 from mambaad.errors import ConfigError
 from mambaad.layout_names import Layout
 from mambaad.recipes import fill_in, recipe_settings
-from mambaad.settings_table import Table
+from mambaad.settings_table import Table, did_you_mean
 from mambaad.tiling import Tiling
 from mambaad.train_config import Precision as Precision
 from mambaad.train_config import PresetName as PresetName
@@ -276,7 +276,8 @@ class Config:
         tables = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(tables))
         if unknown:
-            raise ConfigError(f"unknown table {unknown}; known: {tables}")
+            hint = did_you_mean(unknown[0], tables)
+            raise ConfigError(f"unknown table {unknown}; known: {tables}{hint}")
         for name, table in values.items():
             if not isinstance(table, Mapping):
                 raise ConfigError(f"[{name}] must be a table of settings; got {table!r}")
@@ -302,14 +303,29 @@ class Config:
             settings = {**recipe_settings(settings["train.recipe"]), **settings}
         for name, value in settings.items():
             table, dot, key = name.partition(".")
-            if not dot or table not in document:
-                known = f"table.setting with table one of {sorted(document)}"
-                raise ConfigError(f"a setting is named {known}; got {name!r}")
+            if not dot or table not in document or key not in _names_in(table):
+                raise ConfigError(_unknown_setting(name, sorted(document)))
             hybrid = isinstance(value, Mapping) or isinstance(self.model.scan, Mapping)
             if name == "model.scan" and hybrid and "model.directions" not in settings:
                 document[table].pop("directions", None)  # it went with the other kind of scan
             document[table][key] = value
         return type(self).from_mapping(document)
+
+
+def _names_in(table: str) -> list[str]:
+    """The settings of a table of ``Config``."""
+    return [f.name for f in fields(getattr(Config(), table))]
+
+
+def _unknown_setting(name: str, tables: Sequence[str]) -> str:
+    """What is wrong with the name of a setting, and which one may be meant."""
+    table, dot, key = name.rpartition(".")
+    full = {f"{t}.{k}": k for t in tables for k in _names_in(t)}
+    same = [known for known, k in full.items() if k == key]
+    hint = f"; did you mean {' or '.join(map(repr, same))}?" if same else did_you_mean(name, full)
+    if dot and table in tables:
+        return f"unknown setting {name!r}{hint or f'; known in {table}: {_names_in(table)}'}"
+    return f"a setting is named table.setting with table one of {list(tables)}; got {name!r}{hint}"
 
 
 def read_config(path: Path, base: Config | None = None) -> Config:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from mambaad.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is one; anything else is torch's name of a device.
+    """``auto`` takes CUDA where there is one, else the CPU.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        ConfigError: If torch does not know the name, or the device is not there.
+        ConfigError: If it is none of these, or the device is not there.
     """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {name!r}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,14 +58,38 @@ def _bars() -> Progress:
 
 @contextmanager
 def progress_bar(task: str) -> Iterator[ProgressCall]:
-    """A bar for one task; yields what to call with the number done and in all."""
-    with _bars() as bars:
-        number = bars.add_task(task, total=None, note="")
+    """A bar for one task; yields what to call with the number done and in all.
 
-        def report(done: int, total: int) -> None:
-            bars.update(number, completed=done, total=total)
+    Nothing is drawn before the first call: a mistake that comes first is said on a line of its own.
+    """
+    bars = _bars()
+    tasks: list[TaskID] = []
 
+    def report(done: int, total: int) -> None:
+        if not tasks:
+            bars.start()
+            tasks.append(bars.add_task(task, total=total, note=""))
+        bars.update(tasks[0], completed=done, total=total)
+
+    try:
         yield report
+    finally:
+        if tasks:  # where there is no terminal, to stop is to write an empty line
+            bars.stop()
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun, in the plural where it is not one.
+
+    >>> counted(1, "picture"), counted(0, "picture"), counted(2, "box", "boxes")
+    ('1 picture', '0 pictures', '2 boxes')
+
+    Args:
+        number: How many.
+        noun: In the singular.
+        plural: None puts an s at the noun's end.
+    """
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 class TrainDisplay(Observer):
@@ -86,7 +110,6 @@ class TrainDisplay(Observer):
         self._waiting: deque[Step] = deque()
 
     def __enter__(self) -> TrainDisplay:
-        self._bars.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -94,18 +117,21 @@ class TrainDisplay(Observer):
             self._take_ready()
         if self._line and not self._bars.console.is_terminal:
             self._bars.console.print(self._line, highlight=False)
-        self._bars.stop()
+        if self._tasks:
+            self._bars.stop()
 
     def message(self, text: str) -> None:
         self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def progress(self, task: str, done: int, total: int) -> None:
         if task not in self._tasks:
+            self._bars.start()  # at the first task: a mistake that comes before has a clean line
             self._tasks[task] = self._bars.add_task(task, total=total, note="")
         self._bars.update(self._tasks[task], completed=done, total=total)
 
     def begin(self, done: int, total: int, batch_size: int) -> None:
         self._batch, self._total = batch_size, total
+        self._bars.start()
         self._tasks["training"] = self._bars.add_task(
             "training", total=total, completed=done, note=""
         )
@@ -144,8 +170,11 @@ class TrainDisplay(Observer):
 class PredictDisplay:
     """Counts predictions, keeps the worst for the table, and prints files that cannot be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, categories: Iterable[str] = ()) -> None:
+        """Args: categories: Those with thresholds of their own, if they are several."""
         self.total = self.defective = self.failed = 0
+        self._categories = tuple(categories)
+        self._unplaced = 0
         self._decides = False
         self._kept: list[Prediction] = []
 
@@ -157,11 +186,25 @@ class PredictDisplay:
             return
         self.total += 1
         self.defective += bool(result.pred_label)
+        self._unplaced += result.category is None
         self._decides |= result.pred_label is not None
         self._kept = sorted([*self._kept, result], key=lambda p: -p.pred_score)[:SHOWN]
 
     def finish(self, out: Path) -> None:
-        """Print the table and the summary."""
+        """Print the table, if any picture could be read, and the summary."""
+        if self._kept:
+            show(self._table())
+        if len(self._categories) > 1 and self._unplaced:
+            print(
+                f"note: the category of {self._unplaced} of {self.total} pictures is not known, so "
+                "the overall threshold, the highest, decided; name it with --category "
+                f"({', '.join(self._categories)})"
+            )
+        decided = f", {self.defective} defective" if self._decides else ""
+        lost = f", {self.failed} could not be read" if self.failed else ""
+        print(f"{counted(self.total, 'picture')}{decided}{lost}; wrote {out}")
+
+    def _table(self) -> Table:
         table = Table(title=f"the {len(self._kept)} highest scores" if self.total > SHOWN else None)
         for name in ("picture", "category", "pred_score", "threshold", "decision", "box"):
             table.add_column(
@@ -179,10 +222,7 @@ class PredictDisplay:
                 decision,
                 box,
             )
-        show(table)
-        decided = f", {self.defective} defective" if self._decides else ""
-        lost = f", {self.failed} could not be read" if self.failed else ""
-        print(f"{self.total} pictures{decided}{lost}; wrote {out}")
+        return table
 
 
 def metrics_table(evaluation: Evaluation) -> Table:

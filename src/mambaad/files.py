@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mambaad.errors import ConfigError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -16,14 +18,32 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The file keeps its suffix, so that libraries that look at it write the right format. If the
     block raises, the temporary file is removed and ``path`` stays as it was.
+
+    Raises:
+        ConfigError: If a file is where the folder of ``path`` should be.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those that it lies in, where they are not there yet.
+
+    Raises:
+        ConfigError: If one of them is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(place for place in (folder, *folder.parents) if place.exists())
+        raise ConfigError(
+            f"{file} is a file; the results need a folder: name another place"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """Options that several verbs of the command line share, and the reading of their values.
 
-Nothing heavy is imported before a value is read, so that ``mambaad --help`` answers at once.
+Nothing heavy is imported before a value is read, so that ``mambaad --help`` answers at once. The
+defaults that the help names are those of the settings' classes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,22 @@ from typing import Annotated
 
 import typer
 
+from mambaad.config import DataConfig, ModelConfig, TrainConfig
 from mambaad.errors import ConfigError
+
+BUILTIN_WEIGHTS = Path(__file__).with_name("model") / "builtin_encoder.safetensors"
+"""``mambaad.model.builtin.FILE``, which cannot be imported without torch."""
+
+
+def own_encoders() -> str:
+    """For messages: the encoders beside timm's that this installation has."""
+    return "builtin or filterbank" if BUILTIN_WEIGHTS.is_file() else "or filterbank"
+
+
+def _default(value: object) -> str:
+    """How a help text says what holds where neither an option nor a file or preset does."""
+    return f"Default: {value}."
+
 
 Data = Annotated[Path, typer.Argument(help="Folder of the data set.")]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
@@ -28,6 +44,25 @@ Precision = Annotated[
 ]
 ImageSize = Annotated[
     str | None, typer.Option(help="Height x width to work at, such as 256 or 256x320.")
+]
+TrainSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        help="Height x width to work at, such as 256 or 256x320. "
+        + _default("x".join(map(str, DataConfig.image_size))),
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(help=f"timm name, {own_encoders()}. {_default(ModelConfig.encoder)}"),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help=f"Passes over the training pictures. {_default(TrainConfig.epochs)}"),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(help=f"Pictures in a step. {_default(TrainConfig.batch_size)}")
 ]
 Tile = Annotated[
     str | None,

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
 import numpy as np
@@ -34,12 +34,14 @@ from mambaad.heatmap import overlay, scale_top
 from mambaad.inference import Scorer, batch_size_for, scoring_precision
 from mambaad.model import MambaAD
 from mambaad.pipeline import ahead
-from mambaad.prediction import FIELDS, Box, Prediction
+from mambaad.prediction import COLUMNS, FIELDS, Box, Prediction
 from mambaad.reading import Read, Reader, groups
 
-__all__ = ["FIELDS", "Box", "Detector", "Prediction", "find_pictures", "predict_files"]
+__all__ = ["COLUMNS", "FIELDS", "Box", "Detector", "Prediction", "find_pictures", "predict_files"]
 
-Picture = NDArray[Any]
+Picture = NDArray[Any] | Image.Image
+
+TABLE, LINES, HEATMAPS = "predictions.csv", "predictions.jsonl", "heatmaps"
 
 _log = logging.getLogger(__name__)
 
@@ -133,19 +135,21 @@ class Detector:
         """Score one picture, or a list of them.
 
         Args:
-            source: A file, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in RGB order (uint8,
-                uint16, bool, or float in 0..1), or a list of such.
+            source: A file; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in RGB order (uint8,
+                uint16, bool, or float in 0..1); a PIL picture, which is converted as a file is; or
+                a list of such.
             category: Whose threshold to use. None: for a file, the run's category that one of its
                 folders is named after; else the overall threshold.
 
         Raises:
-            ImageError: If a file cannot be read.
-            ValueError: If an array is none of the above.
+            ImageError: If a file or a PIL picture cannot be read.
+            TypeError: If ``source`` is none of the above.
+            ValueError: If an array is of another shape, type or range.
             ConfigError: If the run has no such category.
         """
         self.check_category(category)
         reader = Reader(self.config.data.image_size, keep=False)
-        if isinstance(source, (str, Path, np.ndarray)):
+        if not isinstance(source, (list, tuple)):
             return self._predict([reader(source)], category)[0]
         with closing(reader.ahead(reader, source, self.batch_size)) as read:
             return self._predict(read, category)
@@ -267,7 +271,10 @@ def predict_files(
 
     ``out`` gets ``predictions.csv`` and ``predictions.jsonl`` (complete only when the last file is
     done: until then they have a temporary name), ``heatmaps/NAME.jpg`` at the picture's own size,
-    and ``maps/NAME.npy`` (float32, the network's size) if ``maps``.
+    and ``maps/NAME.npy`` (float32, the network's size) if ``maps``. Every file has a line in both
+    tables: with its heat map's place in ``out``, or with the error, and nothing else, if it could
+    not be read. Heat maps that the table of an earlier call names, and this one does not, are
+    removed when the new table is complete.
 
     Args:
         detector: Scores the pictures.
@@ -283,26 +290,61 @@ def predict_files(
     detector.check_category(category)
     reader = Reader(detector.config.data.image_size, keep=heatmaps)
     write = _Writer(out, detector.scale_top if heatmaps else None, maps)
-    paths, names = [path for path, _ in files], [name for _, name in files]
+    paths = [path for path, _ in files]
     workers = worker_count()
+    old, new = _listed_heatmaps(out), set[str]()
     with (
-        replacing(out / "predictions.csv") as csv_path,
-        replacing(out / "predictions.jsonl") as jsonl_path,
+        replacing(out / TABLE) as csv_path,
+        replacing(out / LINES) as jsonl_path,
         csv_path.open("w", newline="", encoding="utf-8") as csv_file,
         jsonl_path.open("w", encoding="utf-8") as jsonl_file,
         closing(reader.ahead(reader.or_error, paths, detector.batch_size)) as read,
         closing(detector.scored(read, category)) as scored,
         closing(
-            ahead(write, zip(names, scored, strict=True), workers=workers, limit=2 * workers)
+            ahead(write, zip(files, scored, strict=True), workers=workers, limit=2 * workers)
         ) as written,
     ):
-        rows = csv.DictWriter(csv_file, FIELDS, lineterminator="\n")
+        rows = csv.DictWriter(csv_file, COLUMNS, lineterminator="\n")
         rows.writeheader()
         for result, values in written:
-            if values:
-                rows.writerow(values)
-                jsonl_file.write(json.dumps(values) + "\n")
+            rows.writerow(values)
+            jsonl_file.write(json.dumps(values) + "\n")
+            if values["heatmap"]:
+                new.add(values["heatmap"])
             yield result
+    _remove_heatmaps(out, old, new)
+
+
+def _listed_heatmaps(out: Path) -> list[str]:
+    """The heat maps that the table in ``out`` names, if it is one of ours."""
+    try:
+        with (out / TABLE).open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if tuple(rows.fieldnames or ()) != COLUMNS:
+                return []
+            return [row["heatmap"] for row in rows if row["heatmap"]]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
+def _remove_heatmaps(out: Path, old: Iterable[str], new: Iterable[str]) -> None:
+    """Remove files that are in the old table only, and folders that become empty by it."""
+    top = out / HEATMAPS
+    # "A.jpg" and "a.jpg" are one file on some systems
+    kept = {name.casefold() for name in new}
+    for name in old:
+        path, parts = out / name, PurePosixPath(name).parts
+        # the table may have been edited: nothing outside the folder of heat maps is touched
+        ours = parts[:1] == (HEATMAPS,) and ".." not in parts and path.suffix == ".jpg"
+        if not ours or name.casefold() in kept or not path.is_file() or path.is_symlink():
+            continue
+        if not path.resolve().is_relative_to(top.resolve()):
+            continue
+        path.unlink()
+        for folder in path.parents:
+            if not folder.is_relative_to(top) or any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 class _Writer:
@@ -315,17 +357,21 @@ class _Writer:
         self._maps = maps
 
     def __call__(
-        self, task: tuple[Path, tuple[Read | None, Prediction | ImageError]]
+        self, task: tuple[tuple[Path, Path], tuple[Read | None, Prediction | ImageError]]
     ) -> tuple[Prediction | ImageError, dict[str, Any]]:
-        """Give back what came, and a prediction's row of the table."""
-        name, (item, result) = task
+        """Give back what came, and its row of the table."""
+        (path, name), (item, result) = task
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
         if isinstance(result, ImageError):
-            return result, {}
+            error = str(result).removeprefix(f"cannot read {path}: ")
+            return result, {**row, "image_path": str(path), "error": error}
+        row.update(result.as_dict())
         if self._top is not None and item is not None and item.picture is not None:
             drawn = overlay(item.picture, result.anomaly_map, self._top)
-            with replacing(self._out / "heatmaps" / f"{name}.jpg") as temporary:
+            row["heatmap"] = Path(HEATMAPS, f"{name}.jpg").as_posix()
+            with replacing(self._out / row["heatmap"]) as temporary:
                 Image.fromarray(drawn).save(temporary, quality=92)
         if self._maps:
             with replacing(self._out / "maps" / f"{name}.npy") as temporary:
                 np.save(temporary, result.anomaly_map)
-        return result, result.as_dict()
+        return result, row

@@ -15,7 +15,11 @@ FIELDS = (
     "image_path", "category", "pred_score", "threshold", "pred_label",
     "box_left", "box_top", "box_right", "box_bottom", "width", "height",
 )  # fmt: skip
-"""Columns of ``predictions.csv``."""
+"""What ``Prediction.as_dict`` has."""
+
+COLUMNS = (*FIELDS, "heatmap", "error")
+"""Columns of ``predictions.csv``: also where the heat map is, as seen from the table's folder, and
+why a picture could not be read."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Prediction:
     """What a detector says of one picture."""
 
     image_path: Path | None
-    """Its file; None for an array."""
+    """Its file; None for a picture in memory."""
 
     category: str | None
     """The category whose threshold was used, if it is known."""

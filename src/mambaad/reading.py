@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from mambaad.data import load_picture, picture_from_array, resize_picture
+from mambaad.data import load_picture, picture_from_array, picture_from_image, resize_picture
 from mambaad.data.cache import worker_count
 from mambaad.errors import ImageError
 from mambaad.pipeline import ahead
@@ -27,7 +28,7 @@ class Read:
     """A picture that is ready for the network."""
 
     path: Path | None
-    """Its file; None for an array."""
+    """Its file; None for a picture in memory."""
 
     size: tuple[int, int]
     """Its own height and width."""
@@ -53,12 +54,10 @@ class Reader:
         self._keep = keep
         self._largest = 0
 
-    def __call__(self, source: Path | str | NDArray[Any]) -> Read:
+    def __call__(self, source: Path | str | NDArray[Any] | Image.Image) -> Read:
         """Raises ImageError if a file cannot be read, ValueError if an array is no picture."""
-        if isinstance(source, np.ndarray):
-            path, picture = None, picture_from_array(source)
-        else:
-            path, picture = Path(source), load_picture(Path(source))
+        path = Path(source) if isinstance(source, (str, Path)) else None
+        picture = _picture(source)
         self._largest = max(self._largest, picture.nbytes)
         return Read(
             path=path,
@@ -86,6 +85,27 @@ class Reader:
             return max(2, min(max(2 * batch_size, workers + 1), HELD_BYTES // self._largest))
 
         return ahead(read, sources, workers=workers, limit=limit)
+
+
+def _picture(source: Path | str | NDArray[Any] | Image.Image) -> NDArray[np.uint8]:
+    if isinstance(source, np.ndarray):
+        return picture_from_array(source)
+    if isinstance(source, Image.Image):
+        return picture_from_image(source)
+    if not isinstance(source, (str, Path)):
+        raise TypeError(
+            "a picture must be a file's path, a NumPy array or a PIL picture, several a list of "
+            f"these; got {type(source).__name__}"
+        )
+    try:
+        return load_picture(Path(source))
+    except ImageError as error:
+        if Path(source).is_dir():
+            raise ImageError(
+                f"cannot read {source}: it is a folder; its pictures are scored by "
+                "mambaad.predict.predict_files, or by the command mambaad predict"
+            ) from error
+        raise
 
 
 def groups(items: Iterable[Read | ImageError], most: int) -> Iterator[list[Read | ImageError]]:

@@ -223,7 +223,7 @@ def _decision_section(evaluation: Evaluation, calibration: Calibration | None) -
             f"{calibration.overall.pictures} {calibration.source}, all good; "
             "calibration.json holds it and may be edited. "
         )
-        if calibration.source == "training pictures":
+        if calibration.source.startswith("training pictures"):
             lead += (
                 "The network has learned from these very pictures and scores them lower than new "
                 "ones, so expect more false alarms than the quantile says. "

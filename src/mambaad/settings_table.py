@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from mambaad.errors import ConfigError
@@ -25,7 +26,8 @@ class Table:
         known = [f.name for f in fields(cls)]
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ConfigError(f"unknown {cls.__name__} setting {unknown}; known: {known}")
+            hint = did_you_mean(unknown[0], known) or f"; known: {known}"
+            raise ConfigError(f"unknown {cls.__name__} setting {unknown}{hint}")
         return cls(**values)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -35,6 +37,23 @@ class Table:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown name: what is spelled nearly so, the nearest first.
+
+    >>> did_you_mean("epoch", ["epochs", "seed"])
+    "; did you mean 'epochs'?"
+
+    Args:
+        name: What came.
+        known: What there is.
+
+    Returns:
+        A text that begins with ``;``, empty if nothing is near.
+    """
+    near = get_close_matches(name, list(dict.fromkeys(known)), cutoff=0.75)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,9 @@ Both are drawn from the data set's training pictures with the run's seed, catego
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -15,6 +18,7 @@ import numpy as np
 from mambaad.checkpoint import PROVENANCE
 from mambaad.config import Config
 from mambaad.data import Dataset, Sample, fingerprint, read_dataset
+from mambaad.data.check import FEW_PICTURES
 from mambaad.data.contamination import contaminate, leave_out
 from mambaad.errors import CheckpointError, DatasetError
 
@@ -24,6 +28,15 @@ OWN_LAYOUTS = ("folder", "csv", "keys")
 
 HOLDOUT_LEAST = 3
 """Held-out pictures of a category; fewer say less of new pictures than the training ones do."""
+
+FEW_STEPS = 100
+"""Steps of a whole training below which its result is likely to be poor."""
+
+HELD_OUT = "held-out training pictures"
+"""The source of thresholds of which false alarms on new pictures are known."""
+
+SHOWN = 3
+"""Categories that a line names."""
 
 
 def read_pictures(config: Config) -> tuple[list[Sample], list[Sample], dict[str, Any]]:
@@ -103,3 +116,82 @@ def split_holdout(dataset: Dataset, config: Config) -> tuple[list[Sample], list[
         held_out += [s for i, s in enumerate(own) if i in drawn]
         chosen += [s for i, s in enumerate(own) if i not in drawn]
     return chosen, held_out
+
+
+def few_warning(samples: Sequence[Sample], steps: int, epochs: int) -> str | None:
+    """One line if a training has too little to learn from or too few steps, with what to do.
+
+    Args:
+        samples: All good pictures: learned from and held out.
+        steps: Of the whole training.
+        epochs: In which they are made.
+
+    Returns:
+        None if there are ``FEW_STEPS`` and ``FEW_PICTURES`` of each category.
+    """
+    counts = sorted(Counter(s.category for s in samples).items())
+    few = [f"{name} ({count})" for name, count in counts if count < FEW_PICTURES]
+    found, remedy = [], "more good pictures"
+    if steps < FEW_STEPS:
+        found.append(f"only {steps} steps in all, fewer than {FEW_STEPS}")
+        enough = math.ceil(FEW_STEPS * epochs / steps)
+        remedy += f", more epochs (--epochs {enough}) or a smaller batch (--batch-size)"
+    if few:
+        more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+        found.append(f"fewer than {FEW_PICTURES} good pictures of {', '.join(few[:SHOWN])}{more}")
+    return f"warning: {'; '.join(found)}: expect poor results; give {remedy}" if found else None
+
+
+def learned_line(learned: int, held_out: int, source: str, run: Path) -> str:
+    """What a training has learned from and what its thresholds rest on, in one line.
+
+    Args:
+        learned: Number of pictures learned from.
+        held_out: Number of pictures held out.
+        source: Which pictures the thresholds come from; see ``Calibration.source``.
+        run: The run folder.
+    """
+    line = f"{learned} learned from, {held_out} held out; thresholds from {source}"
+    if source == HELD_OUT:
+        return line
+    return (
+        f"{line}: false alarms on new pictures are likely; 'mambaad calibrate {run} NEW_GOOD' "
+        "sets them anew, NEW_GOOD being a folder of new good pictures"
+    )
+
+
+def results_folder(
+    run: Path, config: Config, data: Path | None, dataset: Dataset, out: Path | None
+) -> Path:
+    """Where the figures of a run on a data set go, so that those on its own set stay.
+
+    Args:
+        run: The run folder.
+        config: Its settings.
+        data: The data set that was asked for; None is the run's own.
+        dataset: What was read of it.
+        out: The folder that was asked for.
+
+    Returns:
+        ``out`` if it is given; the run folder for the run's own data set, also for a copy of it
+        elsewhere, known by the fingerprint in the run's record; else ``RUN/test-NAME``, with the
+        name of the other data set.
+    """
+    if out is not None:
+        return out
+    if data is None or _is_own(run, config, data.expanduser().resolve(), dataset):
+        return run
+    place = data.expanduser().resolve()
+    name = place.stem if place.is_file() else place.name
+    return run / f"test-{name or 'data'}"
+
+
+def _is_own(run: Path, config: Config, place: Path, dataset: Dataset) -> bool:
+    own, chosen = config.data.root, set(config.data.categories)
+    if own and place == Path(own).expanduser().resolve():
+        return not chosen or set(dataset.categories) <= chosen
+    try:
+        record = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # a run without a record is tested on what it is given
+    return isinstance(record, dict) and record.get("data_fingerprint") == fingerprint(dataset)

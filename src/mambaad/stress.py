@@ -6,7 +6,8 @@ corrupted ones. For every kind and strength of ``mambaad.corruptions`` and every
     false alarms = share of good pictures above the threshold
     misses       = share of defective pictures at or below it
 
-with the AUROC of pictures and pixels, which need no threshold, beside them. A card whose AUROC
+with the AUROC of pictures and pixels, which need no threshold, beside them; as in ``evaluate``,
+a category has the latter only if all of its defective pictures have masks. A card whose AUROC
 stays while false alarms rise asks for a new calibration; one whose AUROC falls, for training with
 such pictures. A defective picture whose defect was moved out of sight is left out of that row.
 """
@@ -42,7 +43,7 @@ from mambaad.files import write_json, write_text
 from mambaad.inference import Method, batches, picture_scores, scoring_precision
 from mambaad.metrics import auroc
 from mambaad.scores import score_top_of
-from mambaad.splits import leave_learned_out
+from mambaad.splits import leave_learned_out, results_folder
 from mambaad.tiling import Tiling
 
 Score = Callable[[Store], NDArray[np.float32]]
@@ -62,7 +63,8 @@ class Outcome:
     """Over pictures."""
 
     pixel_AUROC: float
-    """Over pixels; NaN without masks."""
+    """Over pixels; NaN if any defective picture has no mask: figures that leave some out silently
+    could not be compared."""
 
 
 NUMBERS = tuple(field.name for field in fields(Outcome))
@@ -209,13 +211,13 @@ class _Category:
         seen = ~np.array(lost)
         scores, labels = picture_scores(maps, self._top)[seen], self._labels[seen]
         above = scores.astype(np.float64) > self._threshold
-        marked = [i for i, mask in enumerate(masks) if mask is not None]
-        truth = np.array([mask for mask in masks if mask is not None], dtype=np.bool_)
+        marked = [mask for mask in masks if mask is not None]
+        truth = np.array(marked, dtype=np.bool_).ravel()
         return Outcome(
             false_alarms=_mean(above[~labels].tolist()),
             misses=_mean((~above[labels]).tolist()),
             image_AUROC=_auroc(labels, scores),
-            pixel_AUROC=_auroc(truth.ravel(), maps[marked].ravel()),
+            pixel_AUROC=_auroc(truth, maps.ravel()) if len(marked) == len(masks) else math.nan,
         )
 
     def _moved_masks(self, corruption: Corruption, seeds: Sequence[int]) -> list[Mask | None]:
@@ -261,7 +263,7 @@ def run_stress(
         categories: Categories to test; empty means those of the run, or all of another data set.
         layout: Layout of the data set; None is the run's setting.
         seed: Of noise and directions, at least 0.
-        out: Folder of the results; None is the run folder.
+        out: Folder of the results; None: see ``results_folder``.
         device: See ``pick_device``.
         precision: See ``scoring_precision``. If the thresholds were set in another, a line is
             logged.
@@ -294,7 +296,7 @@ def run_stress(
     found = {"data": str(dataset.root), "data_fingerprint": fingerprint(dataset)}
     found |= {"precision": used, "threshold_source": calibration.source}
     about = provenance(config, target, **found)
-    return card, save_card(out or run, card, about)
+    return card, save_card(results_folder(run, config, data, dataset, out), card, about)
 
 
 def _thresholds(run: Path, precision: str) -> Calibration:

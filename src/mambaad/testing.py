@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import filecmp
+import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from mambaad.calibrate import (
     QUANTILE,
     Calibration,
     Source,
     calibrate,
+    kept_beside,
+    load_calibration,
     save_calibration,
     thresholds_for,
+    with_kept,
 )
-from mambaad.checkpoint import load_model, provenance
+from mambaad.checkpoint import PROVENANCE, load_config, load_model, provenance
 from mambaad.checks import check_choice, check_range
 from mambaad.config import Config
-from mambaad.data import Dataset, PictureStore, fingerprint, read_dataset
+from mambaad.data import Dataset, PictureStore, Sample, fingerprint, read_dataset
 from mambaad.data.cache import Progress
 from mambaad.devices import pick_device
-from mambaad.errors import ConfigError, DatasetError
+from mambaad.errors import CheckpointError, ConfigError, DatasetError
 from mambaad.evaluate import Evaluation, MetricsChoice, evaluate
+from mambaad.files import make_folder
 from mambaad.inference import score_pictures, scoring_precision
 from mambaad.metrics import Protocol
 from mambaad.report import write_report
 from mambaad.results import save_evaluation
-from mambaad.splits import leave_learned_out
+from mambaad.splits import leave_learned_out, read_pictures, results_folder
+
+_log = logging.getLogger(__name__)
 
 
 def run_test(
@@ -54,10 +63,9 @@ def run_test(
         pro_limit: Largest false positive rate of AUPRO, in (0, 1].
         categories: Categories to test; empty means those of the run, or all of another data set.
         layout: Layout of the data set; None is the run's setting.
-        out: Folder of the results; None is the run folder.
+        out: Folder of the results; None: as ``mambaad.splits.results_folder`` says.
         device: See ``pick_device``.
-        precision: See ``scoring_precision``. If the run's thresholds were set in another, a line
-            is logged.
+        precision: See ``scoring_precision``. Thresholds set in another are told in the log.
         progress: Called with the number of pictures done and in all.
 
     Returns:
@@ -72,6 +80,8 @@ def run_test(
     target = pick_device(device)
     used = scoring_precision(precision, config.train.precision, target)
     dataset = _read(run, config, data, categories, layout)
+    folder = results_folder(run, config, data, dataset, out)
+    make_folder(folder)  # refused now rather than after the scoring
     evaluation = evaluate(
         model.to(target),
         leave_learned_out(run, config, dataset),
@@ -80,15 +90,30 @@ def run_test(
         protocol=cast(Protocol, protocol),
         metrics=cast(MetricsChoice, metrics),
         pro_limit=pro_limit,
-        calibration=thresholds_for(run, used),
+        calibration=_thresholds(run, used, dataset),
         progress=progress,
         precision=used,
         tiling=config.data.tiling,
     )
     about = {"precision": used, "data": str(dataset.root), "data_fingerprint": fingerprint(dataset)}
-    files = save_evaluation(out or run, evaluation, provenance(config, target, **about))
-    files.append(write_report(run, evaluation, name=dataset.root.name, folder=out or run))
+    files = save_evaluation(folder, evaluation, provenance(config, target, **about))
+    files.append(write_report(run, evaluation, name=dataset.root.name, folder=folder))
     return evaluation, files
+
+
+def _thresholds(run: Path, precision: str, dataset: Dataset) -> Calibration | None:
+    """The run's; a line is logged if some tested category has none of its own."""
+    calibration = thresholds_for(run, precision)
+    tested = dataset.select(split="test").categories
+    known = tested if calibration is None else calibration.categories
+    unknown = [name for name in tested if name not in known]
+    if calibration is not None and unknown:
+        _log.warning(
+            "the run does not know the categories %s: judged with its overall threshold, %.4f",
+            ", ".join(unknown),
+            calibration.overall.threshold,
+        )
+    return calibration
 
 
 def _read(
@@ -97,6 +122,11 @@ def _read(
     own = data is None
     if own and not config.data.root:
         raise ConfigError(f"{run} knows no data set; give one: mambaad test {run} DATA")
+    if own and not Path(config.data.root).expanduser().exists():
+        raise DatasetError(
+            f"the data set of {run} is no longer at {config.data.root}; "
+            f"give its place: mambaad test {run} DATA"
+        )
     chosen = tuple(categories) or (config.data.categories if own else ())
     kind = layout or (config.data.layout if own else "auto")
     return read_dataset(data or config.data.root, kind, chosen)
@@ -106,6 +136,7 @@ def calibrate_run(
     run: Path,
     data: Path,
     *,
+    category: str | None = None,
     quantile: float = QUANTILE,
     layout: str = "auto",
     device: str = "auto",
@@ -114,9 +145,14 @@ def calibrate_run(
 ) -> Calibration:
     """Set a run's thresholds anew, on good pictures that it should not have been trained on.
 
+    Only the products in ``data`` get new thresholds; the others keep theirs. Lines are logged
+    where a user may be surprised, above all if the run has learned from these very pictures.
+
     Args:
-        run: The run folder; its ``calibration.json`` is replaced.
+        run: The run folder; its ``calibration.json`` is written.
         data: A data set; its good training pictures are used.
+        category: The run's product that the pictures are of; ``data`` must then be one category.
+            None: as ``data`` names them; a run of one product takes a single category as its own.
         quantile: Share of their scores at or below the threshold, in (0, 1].
         layout: Layout of the data set.
         device: See ``pick_device``.
@@ -124,27 +160,127 @@ def calibrate_run(
         progress: Called with the number of pictures done and in all.
 
     Raises:
-        MambaADError: ConfigError, CheckpointError or DatasetError.
+        MambaADError: ConfigError, CheckpointError or DatasetError; a ConfigError also if ``data``
+            has a category that the run does not know, or thresholds that stay were set in another
+            precision.
     """
     if not 0 < quantile <= 1:
         raise ConfigError(f"quantile must be in (0, 1], got {quantile}")
-    config, model = load_model(run)
+    config = load_config(run)
     target = pick_device(device)
     used = scoring_precision(precision, config.train.precision, target)
     samples = read_dataset(data, layout).select(split="train").samples
     if not samples:
         raise DatasetError(f"no good pictures in {data} to set thresholds on")
-    store = PictureStore([s.image for s in samples], config.data.image_size, "none")
+    record = _record(run)
+    products = record.get("categories") or list(config.data.categories)
+    names = _products_of(samples, f"{data}", run, products, category)
+    kept = kept_beside(load_calibration(run), set(names), used, products)
+    source = _source(samples, data, config, record.get("data_fingerprint"))
+    _, model = load_model(run)  # late: a mistake above is told at once
     scores = score_pictures(
         model.to(target),
-        store,
+        PictureStore([s.image for s in samples], config.data.image_size, "none"),
         target,
         progress=progress,
         precision=used,
         tiling=config.data.tiling,
     )
-    names = [s.category for s in samples]
-    source: Source = "good pictures given afterwards"
-    calibration = calibrate(scores, names, source, quantile, precision=used)
+    calibration = with_kept(calibrate(scores, names, source, quantile, precision=used), kept)
     save_calibration(run, calibration)
     return calibration
+
+
+def _record(run: Path) -> dict[str, Any]:
+    """What the run's record says; empty for a run without one."""
+    path = run / PROVENANCE
+    if not path.is_file():
+        return {}
+    try:
+        values = dict(json.loads(path.read_text(encoding="utf-8")))
+        if "categories" in values:
+            values["categories"] = [str(name) for name in values["categories"]]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; mend or remove it") from error
+    return values
+
+
+def _products_of(
+    samples: Sequence[Sample], data: str, run: Path, products: Sequence[str], category: str | None
+) -> list[str]:
+    """The product of each picture, by the run's names; ``products`` is empty if it has none."""
+    found = sorted({s.category for s in samples})
+    if category is not None:
+        if products and category not in products:
+            raise ConfigError(f"{run} has no product {category!r}; it has {sorted(products)}")
+        if len(found) > 1:
+            raise ConfigError(
+                f"--category says which product all pictures are of, but {data} has several: "
+                f"{found}; give the folder of one"
+            )
+        return [category] * len(samples)
+    unknown = [name for name in found if name not in products] if products else []
+    if unknown and len(found) == len(products) == 1:
+        _log.warning("the pictures of %r are taken as the run's product %r", found[0], products[0])
+        return list(products) * len(samples)
+    if unknown:
+        raise ConfigError(
+            f"{data} has {unknown}, and {run} knows only {sorted(products)}: give pictures of one "
+            "product, and its name with --category NAME"
+        )
+    return [s.category for s in samples]
+
+
+def _source(samples: Sequence[Sample], data: Path, config: Config, recorded: str | None) -> Source:
+    """Which pictures these are to the run; logs a line if it has learned from some."""
+    learned, held_out = _training_pictures(data, config, recorded)
+    seen = _count_among(samples, learned)
+    if seen:
+        _log.warning(
+            "the run has learned from %d of these %d pictures and scores them lower than new ones: "
+            "the thresholds come out too low; give good pictures that it has not seen",
+            seen,
+            len(samples),
+        )
+        if seen == len(samples):
+            return "training pictures"
+        return "good pictures, some of them training pictures"
+    if _count_among(samples, held_out) == len(samples):
+        return "held-out training pictures"
+    return "good pictures given afterwards"
+
+
+def _training_pictures(
+    data: Path, config: Config, recorded: str | None
+) -> tuple[list[Sample], list[Sample]]:
+    """The pictures that the run learned from and its held-out ones, as far as they can be found.
+
+    They are looked for where the data set was, and in ``data``, which may be the data set moved. If
+    the data set was changed since, nobody knows which were held out: all count as learned from.
+    """
+    learned: list[Sample] = []
+    for root in (config.data.root, str(data)):
+        if not root:
+            continue
+        try:
+            chosen, held_out, about = read_pictures(config.override({"data.root": root}))
+        except (DatasetError, OSError):
+            continue  # not there any more, or another data set
+        if about["data_fingerprint"] == recorded:
+            return chosen, held_out
+        if root == config.data.root:
+            learned = [*chosen, *held_out]
+    return learned, []
+
+
+def _count_among(samples: Sequence[Sample], others: Sequence[Sample]) -> int:
+    """How many pictures are among others: the same file, or one of the same name and bytes."""
+    files = {s.image.resolve() for s in others}
+    named: dict[str, list[Path]] = {}
+    for other in others:
+        named.setdefault(other.image.name, []).append(other.image)
+    return sum(
+        s.image.resolve() in files
+        or any(filecmp.cmp(s.image, path, shallow=False) for path in named.get(s.image.name, ()))
+        for s in samples
+    )

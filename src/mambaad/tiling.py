@@ -13,6 +13,8 @@ A blended map is not added up, it is a running mean: tile i moves what is there 
     share_i(p) = w_i(p) / Σ_{j<=i} w_j(p)
 
 which gives Σ_i w_i m_i, and where all tiles agree gives their value without any rounding.
+
+numpy is imported when weights are computed, not before: settings are read without it.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def tile_weights(length: int, tile: int, starts: tuple[int, ...]) -> NDArray[np.
 
     They rise and fall in straight lines over the pixels that a tile shares with its neighbours.
     """
+    import numpy as np
+
     widest = max((b - a for a, b in pairwise(starts)), default=tile)
     ramp = max(tile - widest, 0.5)
     inside = np.arange(tile) + 0.5
@@ -107,6 +113,8 @@ def tile_shares(length: int, tile: int, starts: tuple[int, ...]) -> NDArray[np.f
 
     Exactly 1 where a tile is the first to cover a pixel.
     """
+    import numpy as np
+
     weights = tile_weights(length, tile, starts)
     shares = weights / np.maximum(np.cumsum(weights, axis=0), np.finfo(np.float64).tiny)
     rows = [row[start : start + tile] for row, start in zip(shares, starts, strict=True)]

@@ -25,7 +25,9 @@ def stress(
     category: Categories = None,
     layout: Annotated[str | None, typer.Option(help="auto, or one of 'mambaad datasets'.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of noise and directions.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; the run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results; RUN, or RUN/test-NAME.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:

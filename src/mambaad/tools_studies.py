@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from mambaad.errors import ConfigError, TrainingError
-from mambaad.options import Categories, Data, Device, ImageSize, Preset, Settings, parse_size
+from mambaad.options import (
+    Categories,
+    Data,
+    Device,
+    Epochs,
+    Preset,
+    Settings,
+    TrainSize,
+    parse_size,
+)
 
 Seeds = Annotated[
     list[int] | None, typer.Option(help="Seed of a run; may be repeated. Left out: 42.")
@@ -38,8 +47,8 @@ def ablate(
     preset: Preset = None,
     settings: Settings = None,
     encoder_weights: Weights = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
-    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    image_size: TrainSize = None,
     category: Categories = None,
     protocol: Annotated[str, typer.Option(help="exact, or ader for the paper's tables.")] = "exact",
     device: Device = "auto",
@@ -68,10 +77,12 @@ def ablate(
     folder = out or Path("runs") / f"ablate-{table}"
     jobs = plan(base, chosen.select(row or []), seed or [base.train.seed], folder)
     states = [state_of(job, protocol) for job in jobs]
+    left = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
+    cost = _cost(base) if dry_run or left else ""
     print(*(f"{job}: {state}" for job, state in zip(jobs, states, strict=True)), sep="\n")
     if dry_run:
+        print(cost)
         return
-    left = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
     failed = _run(left, protocol, encoder_weights or [], device, gpus)
     sheet = results(chosen, jobs, protocol)
     _show(sheet)
@@ -90,6 +101,17 @@ def _shared(preset: str | None, settings: list[str], flags: dict[str, Any]) -> A
 
     given = {name: value for name, value in flags.items() if value is not None}
     return configure(None, {**dict(parse_setting(s) for s in settings), **given}, preset)
+
+
+def _cost(base: Any) -> str:
+    """What a row trains on and how long, after a look at the data set; a lost one is said here."""
+    from mambaad.display import counted
+    from mambaad.splits import read_pictures
+
+    chosen, _, about = read_pictures(base)
+    pictures = counted(len(chosen), "training picture")
+    categories = counted(len(about["categories"]), "category", "categories")
+    return f"each row: {counted(base.train.epochs, 'epoch')} of {pictures} in {categories}"
 
 
 def _run(

@@ -23,11 +23,7 @@ from mambaad.average import WeightAverage, average_of
 from mambaad.batches import Batches
 from mambaad.calibrate import Source, calibrate, save_calibration
 from mambaad.config import TOTAL_STRIDE, Config
-from mambaad.data import (
-    PictureStore,
-    Sample,
-    available_memory,
-)
+from mambaad.data import PictureStore, Sample, available_memory
 from mambaad.data.cache import Store
 from mambaad.data.memory import choose_place, open_pictures
 from mambaad.data.tensors import (
@@ -46,7 +42,7 @@ from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
 from mambaad.model.losses import rebuilding_loss
 from mambaad.model.warmup import warm_up
-from mambaad.splits import read_pictures
+from mambaad.splits import few_warning, learned_line, read_pictures
 from mambaad.state import load_state, make_note, save_state
 from mambaad.steplog import StepLog, require_tensorboard
 from mambaad.steps import Step
@@ -107,7 +103,7 @@ def train(
     chosen, held_out, about = read_pictures(config)
     model, source = _prepare_model(run, config, encoder_weights, resume, target)
     observer.message("; ".join([f"encoder weights: {source}", *about["notes"]]))
-    size = _batch_size(config, len(chosen) * tiles_of(config))
+    size = _batch_size(run, config, chosen, held_out, observer)
     optimizer = build_optimizer(model, config.train, size)
     data_id, average = about["data_fingerprint"], average_of(model, config.train)
     whole = model, optimizer, config, data_id, average
@@ -187,8 +183,24 @@ def _recentre(model: MambaAD, data: Batches, resumed: bool) -> None:
         model.recentring.measure(maps(step) for step in range(steps))
 
 
-def _batch_size(config: Config, pictures: int) -> int:
+def _is_prepared(run: Path, config: Config) -> bool:
+    """Whether ``extend`` does this: it starts from trained weights and sets thresholds itself."""
+    return run.absolute() in Path(config.data.root).parents
+
+
+def _batch_size(
+    run: Path,
+    config: Config,
+    chosen: Sequence[Sample],
+    held_out: Sequence[Sample],
+    observer: Observer,
+) -> int:
+    """At most the pictures that there are; says if they or the steps are few."""
+    pictures, epochs = len(chosen) * tiles_of(config), config.train.epochs
     size = min(config.train.batch_size, pictures)
+    warning = few_warning([*chosen, *held_out], epochs * (pictures // size), epochs)
+    if warning is not None and not _is_prepared(run, config):
+        observer.message(warning)
     if size * math.prod(config.data.network_size) == TOTAL_STRIDE**2:
         raise ConfigError(
             f"a batch of one picture of {TOTAL_STRIDE} x {TOTAL_STRIDE} leaves BatchNorm a single "
@@ -382,3 +394,5 @@ def _calibrate(
     names = [s.category for s in held_out] + [chosen[i].category for i in rest]
     used = resolve_precision(precision, device)
     save_calibration(run, calibrate(scores, names, source, precision=used))
+    if not _is_prepared(run, config):
+        observer.message(learned_line(len(chosen), len(held_out), source, run))

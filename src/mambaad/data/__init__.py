@@ -15,6 +15,7 @@ from mambaad.data.images import (
     load_mask,
     load_picture,
     picture_from_array,
+    picture_from_image,
     resize_picture,
 )
 from mambaad.data.layouts import READERS, list_pictures, read_dataset
@@ -42,6 +43,7 @@ __all__ = [
     "load_mask",
     "load_picture",
     "picture_from_array",
+    "picture_from_image",
     "read_dataset",
     "resize_picture",
 ]

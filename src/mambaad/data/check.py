@@ -18,13 +18,7 @@ from mambaad.data.cache import Progress, map_in_threads, worker_count
 from mambaad.data.catalogue import published
 from mambaad.data.catalogue_check import compare
 from mambaad.data.images import PictureInfo, describe_picture, load_mask
-from mambaad.data.layouts import (
-    LAYOUTS,
-    find_categories,
-    list_masks,
-    list_pictures,
-    read_dataset,
-)
+from mambaad.data.layouts import LAYOUTS, find_categories, list_masks, list_pictures, read_dataset
 from mambaad.data.samples import Dataset, Sample
 from mambaad.errors import ImageError
 
@@ -32,12 +26,18 @@ Severity = Literal["error", "warning"]
 FIRST_CASES = 3
 """How many cases of a problem are shown."""
 
+FEW_PICTURES = 20
+"""Good pictures of a category below which its result is likely to be poor."""
+
 KINDS: dict[str, str] = {
     "unreadable_training_picture": (
         "training pictures cannot be read; remove them or save them again"
     ),
     "no_training_pictures": (
         "categories have no good pictures to train on; add some, or leave these categories out"
+    ),
+    "few_training_pictures": (
+        f"categories have fewer than {FEW_PICTURES} good pictures to train on; add more"
     ),
     "unreadable_test_picture": "test pictures cannot be read; testing will stop at the first",
     "unreadable_mask": "masks cannot be read; testing will stop at the first",
@@ -47,7 +47,7 @@ KINDS: dict[str, str] = {
         "categories have defective pictures but no good ones to test against: no figures for them"
     ),
     "missing_mask": (
-        "defective pictures have no mask; figures of pixels will be wrong or leave them out"
+        "defective pictures have no mask; their categories get no figures of pixels at all"
     ),
     "unused_mask": "masks belong to no picture; a mask must have the name of a defective one",
     "mask_size": "masks are not of their picture's size, so they may not lie over the defect",
@@ -270,6 +270,9 @@ def _check_pictures(
         "unreadable_training_picture": [line for split, line in unreadable if split == "train"],
         "unreadable_test_picture": [line for split, line in unreadable if split == "test"],
         "no_training_pictures": [c.category for c in counts if c.train_good == 0],
+        "few_training_pictures": [
+            f"{c.category}: {c.train_good}" for c in counts if 0 < c.train_good < FEW_PICTURES
+        ],
         "no_good_test_pictures": [c.category for c in counts if c.defects and c.test_good == 0],
         "dark_16_bit": [_inside(f.sample.image, root) for f in dark],
     }

@@ -17,6 +17,7 @@ may be called from several threads at once; PIL decodes and resizes without the 
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ if Image.MAX_IMAGE_PIXELS is not None:
 # PIL finds its readers at the first file that needs them, and a second thread in that moment is
 # told that its TIFF is no picture
 Image.init()
+
+# PIL reads an opened file when its pixels are first asked for, and one picture may be asked for
+# by two threads
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,32 @@ def picture_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else levels
 
 
+def picture_from_image(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert a PIL picture to 8-bit RGB as :func:`load_picture` does a file.
+
+    Args:
+        image: Of any mode. Its EXIF orientation is applied. It is decoded if it was only opened,
+            and else stays as it is.
+
+    Returns:
+        uint8, (H, W, 3), writable.
+
+    Raises:
+        ImageError: If it cannot be decoded (its file is closed, say), is too large, has no pixels,
+            or is of a kind whose range of values is unknown.
+    """
+    name = Path(getattr(image, "filename", "") or "the PIL picture")
+    _check_pixels(image, name)
+    try:
+        with _opening:
+            upright = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # as in _decode
+        raise ImageError(f"cannot read {name}: {_cause(error, name)}") from error
+    return np.array(_to_rgb(upright, name))
+
+
 def resize_picture(array: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize a picture as :func:`load_picture` does.
 
@@ -212,11 +243,7 @@ def _decode(path: Path) -> Image.Image:
     """The picture, wholly decoded and turned as it is displayed, in its own mode."""
     try:
         with Image.open(path) as picture:
-            pixels = picture.width * picture.height
-            if pixels > MAX_PIXELS:
-                raise ImageError(
-                    f"cannot read {path}: it has {pixels:,} pixels, more than {MAX_PIXELS:,}"
-                )
+            _check_pixels(picture, path)
             ImageOps.exif_transpose(picture, in_place=True)
             return picture
     except (ImageError, MemoryError):
@@ -224,6 +251,14 @@ def _decode(path: Path) -> Image.Image:
     # PIL's readers raise almost any exception on a damaged file: KeyError, struct.error, ...
     except Exception as error:
         raise ImageError(f"cannot read {path}: {_cause(error, path)}") from error
+
+
+def _check_pixels(picture: Image.Image, path: Path) -> None:
+    pixels = picture.width * picture.height
+    if pixels == 0:
+        raise ImageError(f"cannot read {path}: it has no pixels")
+    if pixels > MAX_PIXELS:
+        raise ImageError(f"cannot read {path}: it has {pixels:,} pixels, more than {MAX_PIXELS:,}")
 
 
 def _cause(error: Exception, path: Path) -> str:

@@ -11,8 +11,11 @@ timm is imported when an encoder is built, not before: it is slow to import.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,18 @@ from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.errors import ConfigError, WeightsError
 from mambaad.model.builtin import BuiltinNetwork, is_shipped, load_builtin
 from mambaad.model.tokens import build_tokens, has_one_stride
+from mambaad.settings_table import did_you_mean
 
 STRIDES = (4, 8, 16)
+FEW = 3
+"""Tensors that a damaged file of the right encoder may lack; where more do, it is another's."""
+
+CONNECT_SECONDS = 5.0
+"""How long the hub of the weights may take to answer at all."""
+
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What timm calls a model's weights on the hub, in the order in which it looks."""
+
 PROBE = (64, 96)
 """Height and width of the picture that an encoder is tried with when it is built."""
 
@@ -99,8 +112,12 @@ def build_encoder(name: str) -> FrozenEncoder:
         return FrozenEncoder(BuiltinNetwork(), BuiltinNetwork.channels)
     timm = import_timm()
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0]}*")[:5]
-        raise ConfigError(f"encoder {name!r} is not a timm model; near: {near or 'none'}")
+        own = ["builtin", "filterbank"] if is_shipped() else ["filterbank"]
+        hint = did_you_mean(name.split(".")[0], [*own, *PUBLISHED_TAGS, *timm.list_models()])
+        raise ConfigError(
+            f"encoder {name!r} is neither a timm model nor {' nor '.join(own)}"
+            f"{hint or '; the published one is resnet34'}"
+        )
     try:
         strides = timm.create_model(name, features_only=True).feature_info.reduction()
         if has_one_stride(strides):
@@ -179,18 +196,54 @@ def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = No
         return f"file {weights.name}"
     if isinstance(encoder.body, BuiltinNetwork):
         return load_builtin(encoder.body)
-    timm = import_timm()
     tag = PUBLISHED_TAGS.get(name, name)
     try:
-        full = timm.create_model(tag, pretrained=True)
+        with _quiet_hub():
+            state = _pretrained_state(tag)
     except Exception as error:
         raise WeightsError(
             f"no pretrained weights for encoder {name!r}: the download of {tag} failed "
             f"({type(error).__name__}). Connect to the network, {_fall_back()}give a file with "
             "--encoder-weights FILE (safetensors or torch, timm or torchvision names)."
         ) from error
-    load_weights(encoder, full.state_dict(), tag)
+    load_weights(encoder, state, tag)
     return f"timm {tag}"
+
+
+def _pretrained_state(tag: str) -> dict[str, Tensor]:
+    """All tensors of a timm model: of a file downloaded before, else downloaded now.
+
+    Without a network the hub's client tries again for most of a minute, so one request that waits
+    ``CONNECT_SECONDS`` goes first.
+    """
+    timm = import_timm()
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    trained = timm.get_pretrained_cfg(tag, allow_unregistered=True)
+    place = None if trained is None else trained.hf_hub_id
+    overlay = None
+    if place:
+        names = (trained.hf_hub_filename,) if trained.hf_hub_filename else HUB_FILES
+        kept = (try_to_load_from_cache(place, file) for file in names)
+        overlay = next(({"file": path} for path in kept if isinstance(path, str)), None)
+        if overlay is None:
+            get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    full = timm.create_model(tag, pretrained=True, pretrained_cfg_overlay=overlay)
+    state: dict[str, Tensor] = full.state_dict()
+    return state
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub client's warnings: what goes wrong is said in one line here."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _fall_back() -> str:
@@ -224,8 +277,25 @@ def load_weights(encoder: FrozenEncoder, state: Mapping[str, Tensor], source: st
             else []
         )
         what += misshapen[:3]
+        if len(missing) + len(misshapen) > FEW:
+            what.append("they look like another encoder's: --encoder says which one to build")
         raise WeightsError(f"{source} does not fit this encoder: {'; '.join(what)}")
+    over = sorted({b for b in map(_resnet_block, given) if b} - set(map(_resnet_block, wanted)))
+    if over:
+        raise WeightsError(
+            f"{source} does not fit this encoder: it has {len(over)} more blocks, such as "
+            f"{over[0]}; they look like a deeper encoder's: --encoder says which one to build"
+        )
     encoder.body.load_state_dict(chosen, strict=False)
+
+
+def _resnet_block(key: str) -> str:
+    """``layer1.2`` of a tensor in a ResNet's first three stages; empty for any other.
+
+    ResNet-34's stages begin with tensors of ResNet-18's names and shapes.
+    """
+    found = re.match(r"layer[123]\.\d+(?=\.)", _canonical(key))
+    return found.group() if found else ""
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

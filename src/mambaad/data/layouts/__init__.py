@@ -40,7 +40,13 @@ from mambaad.data.layouts.mvtec_family import (
 )
 from mambaad.data.layouts.real_iad import REAL_IAD, REAL_IAD_SINGLE, read_real_iad
 from mambaad.data.layouts.table import CSV, read_csv
-from mambaad.data.layouts.tree import GOOD_NAMES, MASK_NAMES, list_pictures, what_is_in
+from mambaad.data.layouts.tree import (
+    GOOD_NAMES,
+    GOOD_PLACE,
+    MASK_NAMES,
+    list_pictures,
+    what_is_in,
+)
 from mambaad.data.layouts.visa import VISA, read_visa
 from mambaad.data.samples import Dataset
 from mambaad.errors import ConfigError, DatasetError
@@ -98,8 +104,8 @@ LIST_ENDINGS = {".csv": CSV.name, ".json": META_JSON.name, ".toml": KEYS.name}
 """The layout of a data set that is given as a file."""
 
 EXPECTED = (
-    "expected <category>/train/good with <category>/test/<defect> (MVTec AD), or good/ with one "
-    "folder per defect; 'mambaad datasets' has the other layouts"
+    f"expected {GOOD_PLACE} with one folder per defect, or <category>/train/good with "
+    "<category>/test/<defect> (MVTec AD); 'mambaad datasets' has the other layouts"
 )
 
 

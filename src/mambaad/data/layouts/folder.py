@@ -6,9 +6,10 @@
     root/<category>/<defect>/NAME.jpg
     root/<category>/masks/<defect>/NAME.png
 
-``root`` may be one category itself. There is no split: of the good pictures in the order of their
-names, every fifth goes to the test, but only in a category that has defective ones. A ``root`` that
-holds nothing but pictures is one category of good ones.
+``root`` may be one category itself; ``good`` may also be called ``ok`` or ``normal``. There is no
+split: of the good pictures in the order of their names, every fifth goes to the test, but only in a
+category that has defective ones. A ``root`` that holds nothing but pictures is one category of good
+ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from mambaad.data.layouts.base import Layout, chosen, in_order, name_of, split_good
 from mambaad.data.layouts.tree import (
+    GOOD_PLACE,
     all_subfolders,
     defect_samples,
     files_in,
@@ -77,7 +79,7 @@ def _refuse_strays(root: Path, categories: Mapping[str, Path]) -> None:
     strays = [f.name for f in subfolders(root) if f.name not in categories and has_pictures(f)]
     if strays:
         raise DatasetError(
-            f"{strays} in {root} hold pictures but no good/, as the categories "
+            f"{strays} in {root} hold pictures but no {GOOD_PLACE}, as the categories "
             f"{sorted(categories)} do; name the categories to use, or move them away"
         )
 

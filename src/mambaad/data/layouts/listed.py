@@ -18,6 +18,13 @@ UNNAMED_DEFECT = "defective"
 """Name of a defect of which a list says only that there is one."""
 
 
+class Row(dict[str, str]):
+    """A row of a CSV file, its cells by column."""
+
+    line = 0
+    """Of the file, where the row ends; the header is line 1."""
+
+
 def checked(samples: Sequence[Sample], source: Path) -> list[Sample]:
     """The samples of a list in their order, after a look at what it says.
 
@@ -69,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+def read_table(path: Path, needed: Sequence[str]) -> list[Row]:
     """Read a CSV file with a header, as rows by column; cells without blanks around them.
 
     Args:
@@ -84,16 +91,23 @@ def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
             rows = csv.DictReader(file)
             columns = [name.strip() for name in rows.fieldnames or ()]
             rows.fieldnames = columns
-            table = list(rows)
+            table = [(rows.line_num, row) for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"cannot read {path}: {error}") from error
     missing = [name for name in needed if name not in columns]
     if missing:
-        raise DatasetError(f"{path} lacks the columns {missing}; it has {columns}")
-    for number, row in enumerate(table, 2):
-        if None in row or None in row.values():
-            raise DatasetError(f"line {number} of {path} does not have {len(columns)} cells")
-    return [{name: cell.strip() for name, cell in row.items()} for row in table]
+        other = next((mark for mark in ";\t|" if any(mark in name for name in columns)), None)
+        hint = f"; its cells are separated by {other!r}: save it with commas" if other else ""
+        raise DatasetError(f"{path} lacks the columns {missing}; it has {columns}{hint}")
+    return [_row(cells, number, path, len(columns)) for number, cells in table]
+
+
+def _row(cells: dict[Any, Any], number: int, path: Path, columns: int) -> Row:
+    if None in cells or None in cells.values():
+        raise DatasetError(f"line {number} of {path} does not have {columns} cells")
+    row = Row((name, cell.strip()) for name, cell in cells.items())
+    row.line = number
+    return row
 
 
 def field(record: Any, key: str, source: Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mambaad.data.layouts.base import Layout, chosen, in_order, name_of
 from mambaad.data.layouts.tree import (
+    GOOD_PLACE,
     defect_samples,
     files_in,
     good_folders,
@@ -45,7 +46,7 @@ def read_mvtec(root: Path, categories: Sequence[str] = ()) -> list[Sample]:
         goods = good_folders(train)
         if not goods and subfolders(train):
             raise DatasetError(
-                f"{train} must hold good/ with the good pictures; {what_is_in(train)}"
+                f"{train} must hold {GOOD_PLACE} with the good pictures; {what_is_in(train)}"
             )
         if any((good / "rgb").is_dir() for good in goods):
             raise DatasetError(f"{root} is laid out like MVTec 3D-AD: use the layout 'mvtec-3d'")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mambaad.data.layouts.base import Layout, name_of, split_good
-from mambaad.data.layouts.listed import UNNAMED_DEFECT, checked, read_table
+from mambaad.data.layouts.listed import UNNAMED_DEFECT, Row, checked, read_table
 from mambaad.data.samples import Sample, Split
 from mambaad.errors import DatasetError
 
@@ -41,14 +41,17 @@ def read_csv(root: Path, categories: Sequence[str] = ()) -> list[Sample]:
     return checked(samples, source)
 
 
-def _sample(category: str, row: dict[str, str], source: Path) -> Sample:
+def _sample(category: str, row: Row, source: Path) -> Sample:
     label, place = row["label_index"], row.get("split", "test")
     if label not in ("0", "1") or not row["image_path"]:
         raise DatasetError(
-            f"{source}: every row needs an image_path, and 0 or 1 as label_index; got {row}"
+            f"line {row.line} of {source}: every row needs an image_path, and 0 or 1 as "
+            f"label_index; got image_path {row['image_path']!r} and label_index {label!r}"
         )
     if place not in ("train", "test"):
-        raise DatasetError(f"{source}: split must be train or test, got {place!r} in {row}")
+        raise DatasetError(
+            f"line {row.line} of {source}: split must be train or test, got {place!r}"
+        )
     is_good, mask = label == "0", row.get("mask_path", "")
     split: Split = "train" if place == "train" else "test"
     defect = row.get("defect", "")

@@ -23,6 +23,9 @@ from mambaad.errors import DatasetError
 GOOD_NAMES = ("good", "ok", "normal")
 MASK_NAMES = ("ground_truth", "masks", "mask")
 
+GOOD_PLACE = f"{GOOD_NAMES[0]}/ (or {', '.join(f'{name}/' for name in GOOD_NAMES[1:])})"
+"""For messages: how a folder of good pictures may be called."""
+
 
 def list_pictures(folder: Path) -> list[Path]:
     """All pictures in a folder and the folders in it, sorted by their path inside it.
@@ -156,7 +159,9 @@ def what_is_in(folder: Path) -> str:
     """For messages: the folders and the number of pictures in a folder."""
     names = [path.name for path in all_subfolders(folder)]
     shown = names[:8] + (["..."] if len(names) > 8 else [])
-    return f"found the folders {shown} and {len(files_in(folder))} pictures directly in it"
+    count = len(files_in(folder))
+    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    return f"found the folders {shown} and {pictures} directly in it"
 
 
 def _is_visible(name: str) -> bool:
