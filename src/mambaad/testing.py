@@ -80,8 +80,7 @@ def run_test(
     target = pick_device(device)
     used = scoring_precision(precision, config.train.precision, target)
     dataset = _read(run, config, data, categories, layout)
-    folder = results_folder(run, config, data, dataset, out)
-    make_folder(folder)  # refused now rather than after the scoring
+    make_folder(folder := results_folder(run, config, data, dataset, out))  # or refuse it now
     evaluation = evaluate(
         model.to(target),
         leave_learned_out(run, config, dataset),
