@@ -13,7 +13,7 @@ import mambaad
 PACKAGE = Path(mambaad.__file__).parent
 
 LAYERS = [
-    {"constants", "errors"},
+    {"constants", "errors", "threads"},
     {"files"},
     {"checks", "layout_names", "recipes", "settings_table", "tiling"},
     {"train_config"},

@@ -17,8 +17,8 @@ On VisA and Uni-Medical longer training makes it worse. Precision is not part of
 
 A variant sets the network only, so it goes with any preset:
 
-    fast        two directions and one block a stage: on one core of a CPU, 256 x 256 in float32,
-                131 ms where the published network takes 588; of them the ResNet-18 takes 47
+    fast        two directions and one block a stage: on two cores of a CPU, 256 x 256 in float32,
+                61 ms where the published network takes 243
     distinct    eight Hilbert paths that all differ, where the published eight are six
     strong      the published decoder under a DINOv2 transformer (``mambaad.model.tokens``): 59
                 million parameters, 38 thousand million multiply-adds, and 7 in the scan

@@ -53,6 +53,7 @@ from mambaad.metrics.bins_kernels import (
 )
 from mambaad.metrics.pimo import picture_weights
 from mambaad.metrics.regions import region_weights
+from mambaad.threads import numba_threads
 
 SHARE = 1e-5
 """Largest share of the normal pixels in a bin."""
@@ -221,6 +222,7 @@ class ScoreBins:
 
     def _scratch(self) -> NDArray[np.int32]:
         """Zeros, (T, 2, slots or more), that are kept from chunk to chunk."""
+        numba_threads()
         threads = max(1, min(numba.get_num_threads(), _MOST_THREADS))
         if self._zeros.shape[0] != threads or self._zeros.shape[2] < self.slots:
             self._zeros = np.zeros((threads, 2, len(self._child)), np.int32)

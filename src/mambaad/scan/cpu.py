@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaad.scan.cpu_kernels import BLOCK, CHUNK, LOG2E, backward_kernel, forward_kernel
+from mambaad.threads import numba_threads
 
 __all__ = ["BLOCK", "CHUNK", "backward", "forward"]
 
@@ -31,7 +32,6 @@ BACKWARD_TASKS = 4
 
 Array = NDArray[np.float32]
 
-_MOST_THREADS: int = numba.get_num_threads()
 _lock = threading.Lock()  # numba's simplest threading layer must not be entered twice at once
 
 
@@ -110,7 +110,7 @@ def backward(
 def _run(kernel: Any, *arguments: Any) -> None:
     """Call a kernel with as many threads as torch uses."""
     with _lock:
-        numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
+        numba.set_num_threads(min(torch.get_num_threads(), numba_threads()))
         kernel(*arguments)
 
 
