@@ -108,26 +108,44 @@ def test_forward_and_every_gradient(
         assert deviation(value.cpu(), expected[name]) < 3e-7 + ROUNDINGS * rounding, name
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has bfloat16 states kept, or float32 ones."""
+    return lambda value: monkeypatch.setattr(cuda.tuning, "short_states", lambda: value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits(dtype: torch.dtype, tile: Any) -> None:
+    """The inputs are rounded first, so that only arithmetic and the results' rounding differ."""
+    tile(4, 2, 2, 2)
+    against_rounded(dtype, (1, (2, 3), 4, 8, 3, 2), {"a_log", "dt_bias", "skip"})
+
+
 @pytest.mark.parametrize(
     ("dtype", "shape", "values"),
     [
-        (torch.float16, (1, (2, 3), 4, 8, 3, 2), (4, 2, 2, 2)),
         (torch.bfloat16, (1, (2, 3), 4, 8, 3, 2), (4, 2, 2, 2)),
         (torch.bfloat16, (1, (2, 4), 32, 16, 4, 2), (4, 2, 2, 1, 1, 16)),  # words of two numbers
         (torch.bfloat16, (1, (1, 4), 5, 32, 8, 2), (2, 2, 2, 1, 1, 12)),
     ],
     ids=str,
 )
-def test_sixteen_bits(dtype: torch.dtype, shape: Any, values: tuple[int, ...], tile: Any) -> None:
-    """The inputs are rounded first, so that only arithmetic, the results' rounding and that of the
-    states kept for the gradient differ."""
+def test_short_states(
+    dtype: torch.dtype, shape: Any, values: tuple[int, ...], tile: Any, short: Any
+) -> None:
+    """The states kept for the gradient are rounded, too."""
     tile(*values)
+    short(True)
+    against_rounded(dtype, shape, {"skip"})
+
+
+def against_rounded(dtype: torch.dtype, shape: Any, exact: set[str]) -> None:
+    """``exact`` are the gradients that no rounding to 16 bits goes into."""
     inputs, dy = make(*shape)
     rounded = inputs._replace(
         x=inputs.x.to(dtype).double(), projections=inputs.projections.to(dtype).double()
     )
     expected = truth(rounded, dy.to(dtype).double())
-    exact = {"skip"} if dtype == torch.bfloat16 else {"a_log", "dt_bias", "skip"}
     for name, value in on_gpu(inputs, dy, dtype).items():
         assert value.dtype == (dtype if name in ("y", "x", "projections") else torch.float32)
         # the interpreter cuts bfloat16 off where a GPU rounds
@@ -136,17 +154,21 @@ def test_sixteen_bits(dtype: torch.dtype, shape: Any, values: tuple[int, ...], t
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kept"),
+    ("dtype", "asked", "kept"),
     [
-        (torch.float32, torch.float32),
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, True, torch.float32),
+        (torch.float16, True, torch.float32),
+        (torch.bfloat16, False, torch.float32),
+        (torch.bfloat16, True, torch.bfloat16),
     ],
     ids=str,
 )
-def test_states_kept_for_the_gradient(dtype: torch.dtype, kept: torch.dtype, tile: Any) -> None:
+def test_states_kept_for_the_gradient(
+    dtype: torch.dtype, asked: bool, kept: torch.dtype, tile: Any, short: Any
+) -> None:
     """Those before every chunk, as wide as promised to the compiler."""
     tile(2, 2, 2, 1)
+    short(asked)
     inputs, _ = make(1, (1, 4), 3, 8, 2, 2)
     wide = [None if t is None else t.to(DEVICE) for t in inputs.to(torch.float32)]
     x, projections = wide[0].to(dtype), wide[1].to(dtype)

@@ -12,6 +12,7 @@ from helpers import forget_tilings
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mambaad.errors import ConfigError
 from mambaad.scan import tuning
 from mambaad.scan.tuning import H200, SHIPPED, GpuClass, Size, Tiling, find, rule, save
 
@@ -37,8 +38,7 @@ def test_the_rule_on_an_h200() -> None:
     assert [t.segments for t in cut[1]] == [1, 8, 16, 32]
     assert [t.segments for t in cut[16]] == [1, 1, 1, 4]
     assert [t.segments for t in cut[64]] == [1, 1, 1, 1]
-    assert cut[16][3] == Tiling(16, 4, 2, 4)
-    assert [t.chunk for t in cut[64]] == [16, 16, 16, 32]  # of four times as many states
+    assert cut[16][3] == Tiling(64, 4, 2, 4)
 
 
 def test_the_rule_follows_the_number_of_multiprocessors() -> None:
@@ -177,3 +177,26 @@ def test_forced_ends_with_its_block() -> None:
 def test_names() -> None:
     assert (str(H200), str(SIZE), str(OTHER)) == ("sm90x132", "16x8x4096x128", "32/2/2 4x2")
     assert str(Tiling(16, 4, 2, 1, 1, 12)) == "16/4/2 1x1 12 warps"
+
+
+def test_short_states_are_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[GpuClass]
+) -> None:
+    """And then have shorter chunks, longer ones where there are four times as many states."""
+    before = tuning.environment()
+    monkeypatch.setenv(tuning.STATES_VARIABLE, "bfloat16")
+    tuning.short_states.cache_clear()
+    try:
+        sizes = [Size(64, 8, *rest) for rest in ((64, 1024), (1024, 256), (4096, 128))]
+        assert [rule(size, H200.multiprocessors).chunk for size in sizes] == [16, 16, 32]
+        assert tuning.environment() == f"{before}, bfloat16 states"
+        assert gpus == [H200]
+        forget_tilings()
+        assert find(SIZE) == (tuning.SHIPPED_SHORT[H200][SIZE], "shipped")
+        monkeypatch.setenv(tuning.STATES_VARIABLE, "short")
+        tuning.short_states.cache_clear()
+        with pytest.raises(ConfigError, match=r"must be float32 or bfloat16, got 'short'$"):
+            tuning.short_states()
+    finally:
+        tuning.short_states.cache_clear()
+        forget_tilings()

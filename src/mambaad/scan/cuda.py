@@ -6,10 +6,11 @@ before every ``chunk``-th step was kept; each chunk is recomputed from there, it
 scratch memory small enough to stay in the cache, and walked backwards ``inner`` steps at a time.
 
 All arithmetic is float32. x, dy and projections may be 16 bits wide; then what is added up over
-paths and over blocks of channels is, too, and the states kept for the gradient are bfloat16. That
-rounding does not build up along a path, as it enters neither recurrence but in the first state of a
-chunk; it moves the gradients of C, Δ and A by about as much as rounding B, C and x does (some
-1e-3 of them), so those of a_log and dt_bias are no longer within 1e-6. y is not changed by it.
+paths and over blocks of channels is, too. The states kept for the gradient are float32; with
+bfloat16 inputs they are bfloat16 if ``tuning.short_states``. That rounding does not build up along
+a path, as it enters neither recurrence but in the first state of a chunk; it moves the gradients of
+C, Δ and A by about as much as rounding B, C and x does (some 1e-3 of them), so those of a_log and
+dt_bias are no longer within 1e-6. y is not changed by it.
 """
 
 from __future__ import annotations
@@ -261,8 +262,9 @@ def states_shape(x: Tensor, a_log: Tensor, orders: Tensor) -> tuple[int, int, in
 
 
 def states_dtype(x: Tensor) -> torch.dtype:
-    """Of the saved states: bfloat16 if x is, or float32; float16 has not the range."""
-    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    """Of the saved states: float32; bfloat16 if that is asked for and x is, too."""
+    short = x.dtype == torch.bfloat16 and tuning.short_states()
+    return torch.bfloat16 if short else torch.float32
 
 
 def tiling(batch: int, paths: int, length: int, channels: int) -> Tiling:

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mambaad.errors import ConfigError
 from mambaad.files import write_json
 
 LANES = 32
@@ -47,7 +48,7 @@ MOST_WARPS = 16
 """Of the backward kernel in bfloat16, of 128 registers a lane."""
 
 MOST_SHORT = 2**16
-"""Steps of all pictures together up to which a path's chunks are short."""
+"""Steps of all pictures together up to which a path's chunks are short, if the states are."""
 
 _logger = logging.getLogger(__name__)
 
@@ -130,6 +131,24 @@ H200 = GpuClass(9, 0, 132)
 SHIPPED: Mapping[GpuClass, Mapping[Size, Tiling]] = {
     H200: {
         Size(1, 8, 64, 1024): Tiling(16, 4, 2, 1),
+        Size(1, 8, 256, 512): Tiling(32, 4, 2, 8),
+        Size(1, 8, 1024, 256): Tiling(32, 4, 2, 16),
+        Size(1, 8, 4096, 128): Tiling(64, 4, 2, 32),
+        Size(16, 8, 64, 1024): Tiling(16, 4, 2, 1),
+        Size(16, 8, 256, 512): Tiling(32, 4, 2, 1),
+        Size(16, 8, 1024, 256): Tiling(32, 4, 2, 1),
+        Size(16, 8, 4096, 128): Tiling(64, 4, 2, 4),
+        Size(64, 8, 64, 1024): Tiling(16, 4, 2, 1),
+        Size(64, 8, 256, 512): Tiling(32, 4, 2, 1),
+        Size(64, 8, 1024, 256): Tiling(32, 4, 2, 1),
+        Size(64, 8, 4096, 128): Tiling(64, 4, 2, 1),
+    },
+}
+"""The published decoder's four stages at 256 x 256; see LOG.md for the measurements."""
+
+SHIPPED_SHORT: Mapping[GpuClass, Mapping[Size, Tiling]] = {
+    H200: {
+        Size(1, 8, 64, 1024): Tiling(16, 4, 2, 1),
         Size(1, 8, 256, 512): Tiling(16, 4, 2, 8),
         Size(1, 8, 1024, 256): Tiling(16, 4, 2, 16),
         Size(1, 8, 4096, 128): Tiling(16, 4, 2, 32),
@@ -143,7 +162,26 @@ SHIPPED: Mapping[GpuClass, Mapping[Size, Tiling]] = {
         Size(64, 8, 4096, 128): Tiling(32, 4, 2, 1),
     },
 }
-"""The published decoder's four stages at 256 x 256; see LOG.md for the measurements."""
+"""The same where ``short_states``: twice as many of them fit."""
+
+STATES_VARIABLE = "MAMBAAD_SCAN_STATES"
+
+
+@lru_cache(maxsize=1)
+def short_states() -> bool:
+    """Whether the environment asks for bfloat16 states with bfloat16 inputs.
+
+    ``MAMBAAD_SCAN_STATES=bfloat16`` makes training quicker (LOG.md) and moves the gradients of
+    a_log, dt_bias and dt_weight by some 1e-3 of them; ``float32`` is the default. A process asks
+    once, so that all its threads agree.
+
+    Raises:
+        ConfigError: If the variable says something else.
+    """
+    value = os.environ.get(STATES_VARIABLE, "float32")
+    if value not in ("float32", "bfloat16"):
+        raise ConfigError(f"{STATES_VARIABLE} must be float32 or bfloat16, got {value!r}")
+    return value == "bfloat16"
 
 
 class Found(NamedTuple):
@@ -178,8 +216,9 @@ def find(size: Size) -> Found:
     if gpu is not None:
         if size in saved():
             return Found(saved()[size], "saved")
-        if size in SHIPPED.get(gpu, {}):
-            return Found(SHIPPED[gpu][size], "shipped")
+        shipped = (SHIPPED_SHORT if short_states() else SHIPPED).get(gpu, {})
+        if size in shipped:
+            return Found(shipped[size], "shipped")
     return Found(rule(size), "rule")
 
 
@@ -201,7 +240,10 @@ def rule(size: Size, multiprocessors: int | None = None) -> Tiling:
         multiprocessors = min((g.multiprocessors for g in gpus()), default=H200.multiprocessors)
     # a power of two, as most sizes are: the segments then share out the chunks evenly
     wanted = 1 << round(math.log2(WARPS * multiprocessors))
-    chunk = 16 if size.batch * size.length <= MOST_SHORT else 32
+    if short_states():
+        chunk = 16 if size.batch * size.length <= MOST_SHORT else 32
+    else:
+        chunk = 16 if size.length <= 64 else 32 if size.length <= 1024 else 64
     segments = 1
     if size.warps < wanted and size.length > 64:
         wanted *= 2 if 4 * size.warps >= wanted else 1
@@ -245,7 +287,9 @@ def environment() -> str:
         triton = metadata.version("triton")
     except metadata.PackageNotFoundError:
         triton = "unknown"
-    return f"{gpu_class()}, torch {torch.__version__}, triton {triton}, kernels {kernel_hash()}"
+    states = ", bfloat16 states" if short_states() else ""
+    versions = f"torch {torch.__version__}, triton {triton}"
+    return f"{gpu_class()}, {versions}, kernels {kernel_hash()}{states}"
 
 
 @lru_cache(maxsize=1)
