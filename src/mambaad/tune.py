@@ -242,7 +242,8 @@ def cuts(size: Size) -> list[Tiling]:
 def variants(tiling: Tiling, size: Size) -> list[Tiling]:
     """The candidates of the second round: other unrolled steps, warps and pieces."""
     found = [replace(tiling, unroll=unroll) for unroll in UNROLLS]
-    found += [replace(tiling, warps=warps) for warps in WARPS]
+    if tuning.short_states():  # float32 ones leave no choice
+        found += [replace(tiling, warps=warps) for warps in WARPS]
     if tiling.segments > 1:
         found += [replace(tiling, pieces=pieces) for pieces in PIECES]
     return [other for other in found if other.fits(size.length)]

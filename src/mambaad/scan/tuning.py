@@ -42,10 +42,10 @@ LARGEST_CHUNK = 256
 
 WARPS = 8
 """Warps on each multiprocessor: fewer would wait for their loads, two on each scheduler, and more
-of the backward kernel's do not fit, of 255 registers a lane in float32."""
+of the backward kernel's do not fit, of 255 registers a lane with float32 states."""
 
 MOST_WARPS = 16
-"""Of the backward kernel in bfloat16, of 128 registers a lane."""
+"""Of the backward kernel with bfloat16 states, of 128 registers a lane."""
 
 MOST_SHORT = 2**16
 """Steps of all pictures together up to which a path's chunks are short, if the states are."""
@@ -64,8 +64,8 @@ class Tiling:
     """Steps of the forward kernel written out one after the other; divides ``chunk``."""
 
     inner: int
-    """Steps whose states the float32 backward kernel holds in registers at once; divides
-    ``chunk``. The bfloat16 one takes them singly."""
+    """Steps whose states the backward kernel holds in registers at once with float32 states;
+    divides ``chunk``. With bfloat16 ones it takes them singly."""
 
     segments: int
     """Parts of a path that are taken side by side."""
@@ -74,8 +74,8 @@ class Tiling:
     """Parts of a segment that are summarised side by side before that."""
 
     warps: int = WARPS
-    """Warps of the bfloat16 backward kernel on each multiprocessor; of 168 registers a lane up to
-    12, of 128 beyond. In float32 there are ``WARPS``."""
+    """Warps of the backward kernel on each multiprocessor with bfloat16 states; of 168 registers a
+    lane up to 12, of 128 beyond. With float32 states there are ``WARPS``."""
 
     def __str__(self) -> str:
         """``chunk/unroll/inner segments x pieces``, and ``warps`` if it is not the usual number."""
