@@ -292,3 +292,27 @@ def test_auto_on_a_gpu_without_triton_says_so_once(
         "Triton is not installed (pip install triton)"
     ]
     scan._missing_for_triton.cache_clear()
+
+
+def test_long_sums_over_the_batch_lose_nothing() -> None:
+    count, paths, channels, size = 600, 1, 4, 8
+    generator = torch.Generator().manual_seed(0)
+    # like signs: where the parts of a sum cancel each other, its own rounding says little
+    parts = 1 + torch.rand(count, paths, channels, size, generator=generator)
+    more = 1 + torch.rand(count, paths, 2, channels, generator=generator)
+    a_log = torch.zeros(paths, channels, size)
+    outputs = [torch.full_like(a_log, torch.nan)]
+    outputs += [torch.full((paths, channels), torch.nan) for _ in range(2)]
+    cuda.cuda_sums.sum_parameters_kernel[(2,)](
+        parts.to(DEVICE), more.to(DEVICE), a_log.to(DEVICE),
+        *(found := [o.to(DEVICE) for o in outputs]), torch.zeros(0, device=DEVICE),
+        count, paths, channels, R=1, N=size, FUSED=False, BLOCK=512, num_warps=4,
+    )  # fmt: skip
+    truths = [-parts.double().sum(0), *more.double().sum(0).unbind(1)]
+    roundings = torch.finfo(torch.float32).eps / 2
+    for ours, truth in zip(found, truths, strict=True):
+        assert ((ours.cpu().double() - truth).abs() <= 2 * roundings * truth.abs()).all()
+    naive = torch.zeros(paths, channels, size)
+    for part in parts:
+        naive += part
+    assert ((naive - parts.double().sum(0)).abs() > 4 * roundings * naive).any()

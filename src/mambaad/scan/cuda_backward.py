@@ -199,6 +199,37 @@ def step_back(
 
 
 @triton.jit
+def add_to_sums(
+    found, sums_a, parameters, d, lane, in_d, D,
+    R: tl.constexpr, N: tl.constexpr, INPUTS: tl.constexpr, FRESH: tl.constexpr,
+):  # fmt: skip
+    """Add ΣdA, ΣdW_Δ, Σdz and Σ dy x, in the order of ``carried``, to what lies there.
+
+    FRESH: put them there. Each chunk is summed by itself, and then the chunks: thousands of
+    roundings in a row would be more than plain torch's.
+    """
+    Q: tl.constexpr = N // 4
+    numbers = lane_numbers(lane, Q)
+    for j in tl.static_range(Q):
+        channel = (d ^ j)[:, None]
+        add_at(sums_a + channel * N + numbers, found[j], channel < D, FRESH)
+    add_at(parameters + d, found[Q + INPUTS], in_d, FRESH)
+    add_at(parameters + D + d, found[Q + INPUTS + 1], in_d, FRESH)
+    for r in tl.static_range(INPUTS):
+        at = 4 * r + tl.arange(0, 4)[None, :] + (lane * 0)[:, None]
+        mask = (at < R) & in_d[:, None]
+        add_at(parameters + (2 + at) * D + d[:, None], found[Q + r], mask, FRESH)
+
+
+@triton.jit
+def add_at(pointer, value, mask, FRESH: tl.constexpr):
+    """Add a lane's own number in memory; if FRESH, put it there."""
+    if not FRESH:
+        value += tl.load(pointer, mask=mask, other=0.0)
+    tl.store(pointer, value, mask=mask)
+
+
+@triton.jit
 def walk_back_kernel(
     dy, x, proj, a_log, dt_weight, dt_bias, skip, orders, saved, ends, sums,
     below, kept, planes, rows, dz_out, sums_a, parameters,
@@ -236,7 +267,13 @@ def walk_back_kernel(
     for piece in range(pieces - 1, (segment + 1) * (pieces // segments) - 1, -1):
         g = fold(g, a, ends, sums, (bk * pieces + piece) * blocks + block, lane, N)
     none = tl.zeros([32], tl.float32)
-    carried = g + zero_states(Q) + zero_states(Q) + zero_states(INPUTS) + (none, none)
+    nothing = zero_states(INPUTS) + (none, none)
+    carried = g + zero_states(Q) + zero_states(Q) + nothing
+    piece = ((b * segments + segment) * K + k).to(tl.int64)
+    sums_a += piece * D * N
+    parameters += piece * (2 + EXTRA) * D
+    found = zero_states(Q) + nothing
+    add_to_sums(found, sums_a, parameters, d, lane, in_d, D, R, N, INPUTS, True)
     per_segment = tl.cdiv(chunks, pieces) * (pieces // segments)
     first = segment * per_segment
     for c in range(tl.minimum(chunks, first + per_segment) - 1, first - 1, -1):
@@ -291,21 +328,10 @@ def walk_back_kernel(
                         R, N, FUSED, SINGLE,
                     )  # fmt: skip
             group, pixel, before = following, there, earliest
+        found = carried[Q : 2 * Q] + carried[3 * Q :]
+        add_to_sums(found, sums_a, parameters, d, lane, in_d, D, R, N, INPUTS, False)
+        carried = carried[:Q] + zero_states(Q) + carried[2 * Q : 3 * Q] + nothing
         tl.debug_barrier()
-
-    piece = ((b * segments + segment) * K + k).to(tl.int64)
-    numbers = lane_numbers(lane, Q)
-    for j in tl.static_range(Q):
-        channel = (d ^ j)[:, None]
-        at = (piece * D + channel) * N + numbers
-        tl.store(sums_a + at, carried[Q + j], mask=channel < D)
-    parameters += piece * (2 + EXTRA) * D + d
-    tl.store(parameters, carried[3 * Q + INPUTS], mask=in_d)
-    tl.store(parameters + D, carried[3 * Q + INPUTS + 1], mask=in_d)
-    for r in tl.static_range(INPUTS):
-        at = 4 * r + tl.arange(0, 4)[None, :] + (lane * 0)[:, None]
-        mask = (at < R) & in_d[:, None]
-        tl.store(parameters[:, None] + (2 + at) * D, carried[3 * Q + r], mask=mask)
 
 
 @triton.jit

@@ -33,6 +33,14 @@ def sum_rows_kernel(
 
 
 @triton.jit
+def added(total, lost, value):
+    """A sum with one more number, and by how much it is too large now."""
+    value -= lost
+    larger = total + value
+    return larger, (larger - total) - value
+
+
+@triton.jit
 def sum_parameters_kernel(
     sums_a, parameters, a_log, da_log, dt_bias, dskip, dt_weight,
     COUNT, K, D,
@@ -40,16 +48,18 @@ def sum_parameters_kernel(
 ):  # fmt: skip
     """The sums over COUNT of ``sums_a`` (COUNT, K, D, N) and ``parameters`` (COUNT, K, 2 + R, D),
     each in its parameter's layout. The first K D N / BLOCK programs take the former.
+
+    What a sum loses in rounding is put back (Kahan 1965).
     """
     size = K * D * N
     programs = tl.cdiv(size, BLOCK)
     ENTRIES: tl.constexpr = 2 + (R if FUSED else 0)
-    total = tl.zeros([BLOCK], tl.float32)
+    total, lost = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     if tl.program_id(0) < programs:
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         source = sums_a + at
         for _ in range(0, COUNT):
-            total += tl.load(source, mask=at < size, other=0.0)
+            total, lost = added(total, lost, tl.load(source, mask=at < size, other=0.0))
             source += size
         a = -exp_of(tl.load(a_log + at, mask=at < size, other=0.0))
         tl.store(da_log + at, total * a, mask=at < size)
@@ -58,7 +68,7 @@ def sum_parameters_kernel(
         size = K * ENTRIES * D
         source = parameters + at
         for _ in range(0, COUNT):
-            total += tl.load(source, mask=at < size, other=0.0)
+            total, lost = added(total, lost, tl.load(source, mask=at < size, other=0.0))
             source += size
         entry, kd = at // D % ENTRIES, at // (ENTRIES * D) * D + at % D
         tl.store(dt_bias + kd, total, mask=(at < size) & (entry == 0))
