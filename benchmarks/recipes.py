@@ -54,7 +54,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "noise": ("model.neck_noise",),
     "masking": ("model.neck_masking",),
     "recentre": ("model.recentre", "model.damping"),
-    "map": ("model.map_weights",),
+    "map": ("model.fine_pooling", "model.map_weights"),
     "score": ("model.score_top",),
 }
 """Settings that are changed together."""
@@ -71,6 +71,9 @@ IDEAS: Mapping[str, Mapping[str, Any]] = {
     "rate-0.005": {"train.learning_rate": 0.005},
     "rate-0.001": {"train.learning_rate": 0.001},
     "ema-0.998": {"train.ema_decay": 0.998},
+    "masking-0.5": {"model.neck_masking": 0.5},
+    "no-pooling": {"model.fine_pooling": 1, "model.map_weights": (0.5, 0.7, 1.8)},
+    "equal-scales": {"model.map_weights": (1.0, 1.0, 1.0)},
     "top-0.001": {"model.score_top": 0.001},
 }
 """What else may be put upon ``plus``. One that it has already is left out."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mambaad.config import ModelConfig
 from mambaad.errors import ConfigError
 from mambaad.model import build
-from mambaad.model.mambaad import gaussian_smooth
+from mambaad.model.mambaad import _seen, anomaly_maps, gaussian_smooth
 from mambaad.model.recentre import Recentring
 
 SMALL = ModelConfig(encoder="filterbank", depths=(1, 1, 1, 1), directions=2)
@@ -119,6 +119,43 @@ def test_weights_that_are_none(weights: tuple[float, float, float], message: str
         ModelConfig(map_weights=weights)
 
 
+def test_the_finest_maps_are_compared_twice() -> None:
+    torch.manual_seed(0)
+    only = {**SMALL.to_mapping(), "map_weights": (1.0, 0.0, 0.0)}
+    pooled = build(ModelConfig.from_mapping({**only, "fine_pooling": 3})).eval()
+    plain = build(ModelConfig.from_mapping(only)).eval()
+    plain.load_state_dict(pooled.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    averages = []
+    for maps in plain(images):
+        mean = torch.empty_like(maps[0])
+        for i in range(16):
+            for j in range(16):
+                square = maps[0][:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+                mean[:, :, i, j] = square.mean((2, 3))
+        averages.append(mean)
+    distances = [
+        1 - F.cosine_similarity(t, s) for t, s in ([m[0] for m in plain(images)], averages)
+    ]
+    both = (distances[0] * distances[1]).sqrt()
+    resized = F.interpolate(both[:, None], size=(64, 64), mode="bilinear", align_corners=True)[:, 0]
+    torch.testing.assert_close(pooled.anomaly_maps(images), gaussian_smooth(resized / 9, 4.0))
+    assert not torch.allclose(pooled.anomaly_maps(images), plain.anomaly_maps(images), rtol=1e-2)
+
+
+def test_pooling_stands_equal_maps() -> None:
+    maps = [torch.randn(1, 4, size, size) for size in (8, 4, 2)]
+    found = anomaly_maps(maps, maps, (32, 32), pooling=3)
+    assert found.isfinite().all()
+    assert found.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("side", [0, 2, 17, -1])
+def test_a_square_without_a_middle(side: int) -> None:
+    with pytest.raises(ConfigError, match=rf"^fine_pooling must be odd, 1 to 15; got {side}$"):
+        ModelConfig(fine_pooling=side)
+
+
 def test_damping_needs_recentring() -> None:
     with pytest.raises(ConfigError, match=r"^damping needs recentre = true; got 0.25 without it$"):
         ModelConfig(damping=0.25)
@@ -137,6 +174,17 @@ def test_masking_hides_whole_positions() -> None:
     model.eval()
     model.decode(features)
     assert not (seen[1] == 0).all(1).any()
+
+
+def test_masking_leaves_something_of_every_picture() -> None:
+    torch.manual_seed(0)
+    seen = _seen(torch.zeros(64, 3, 2, 2), 0.99)
+    assert set(seen.unique().tolist()) == {0.0, 1.0}
+    assert (seen.sum((1, 2, 3)) >= 1).all()
+    shares = [float(_seen(torch.zeros(8, 3, 32, 32), h).mean()) for h in (0.0, 0.3)]
+    assert shares[0] == 1.0
+    # 8 192 draws: four deviations of their mean
+    assert abs(shares[1] - 0.7) < 4 * (0.3 * 0.7 / 8192) ** 0.5
 
 
 def test_noise_and_dropout_are_in_training_only() -> None:

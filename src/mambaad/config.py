@@ -104,6 +104,10 @@ class ModelConfig(Table):
     """Makes distances of short vectors count less, whose direction is mostly noise: where the
     teacher's squared length is this part of the usual one, half. It needs ``recentre``."""
 
+    fine_pooling: int = 1
+    """Above 1, the maps at stride 4 are compared twice, as they are and averaged over squares of
+    this side, and their distance is the geometric mean of both. Odd, 1 to 15."""
+
     map_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Weights of the three scales in the anomaly map: strides 4, 8 and 16."""
 
@@ -150,6 +154,9 @@ class ModelConfig(Table):
         check_range("damping", self.damping, 0.0, 1e3)
         if self.damping and not self.recentre:
             raise ConfigError(f"damping needs recentre = true; got {self.damping} without it")
+        check_type("fine_pooling", self.fine_pooling, int)
+        if self.fine_pooling not in range(1, 16, 2):
+            raise ConfigError(f"fine_pooling must be odd, 1 to 15; got {self.fine_pooling}")
         self._set("map_weights", as_scale_weights("map_weights", self.map_weights))
         check_range("score_top", self.score_top, 0.0, 1.0)
 

@@ -57,6 +57,7 @@ class MambaAD(nn.Module):
         self.neck_noise = 0.0
         self.neck_masking = 0.0
         self.damping = 0.0
+        self.fine_pooling = 1
         self.map_weights: tuple[float, ...] = (1.0, 1.0, 1.0)
         self.score_top = 0.0
         """How pictures are scored; see ``ModelConfig.score_top``."""
@@ -138,7 +139,20 @@ class MambaAD(nn.Module):
         sum of ``map_weights``)."""
         teacher, student = self(images)
         size = images.shape[2], images.shape[3]
-        return anomaly_maps(teacher, student, size, damping=self.damping, weights=self.map_weights)
+        return self.compare(teacher, student, size)
+
+    def compare(
+        self, teacher: Sequence[Tensor], student: Sequence[Tensor], size: tuple[int, int]
+    ) -> Tensor:
+        """``anomaly_maps`` of the function of that name, with this network's settings."""
+        return anomaly_maps(
+            teacher,
+            student,
+            size,
+            damping=self.damping,
+            pooling=self.fine_pooling,
+            weights=self.map_weights,
+        )
 
 
 def _add_noise(maps: Tensor, strength: float) -> Tensor:
@@ -150,8 +164,13 @@ def _add_noise(maps: Tensor, strength: float) -> Tensor:
 
 
 def _seen(x: Tensor, hidden: float) -> Tensor:
-    """Of which positions of x (B, C, H, W) the decoder sees something: (B, 1, H, W), 0 or 1."""
-    return (torch.rand_like(x[:, :1], dtype=torch.float32) >= hidden).to(x.dtype)
+    """Of which positions of x (B, C, H, W) the decoder sees something: (B, 1, H, W), 0 or 1.
+
+    One of each picture is always seen: a small picture has few, and from nothing a map of zeros is
+    rebuilt, where the cosine's gradient has no bound.
+    """
+    draws = torch.rand_like(x[:, :1], dtype=torch.float32)
+    return (draws >= draws.amax((2, 3), keepdim=True).clamp_max(hidden)).to(x.dtype)
 
 
 def anomaly_maps(
@@ -160,6 +179,7 @@ def anomaly_maps(
     size: tuple[int, int],
     *,
     damping: float = 0.0,
+    pooling: int = 1,
     weights: Sequence[float] | None = None,
 ) -> Tensor:
     """The cosine distances of all scales, resized, summed, divided by 9 and smoothed.
@@ -172,6 +192,7 @@ def anomaly_maps(
         student: Maps of the same shapes.
         size: Height and width of the result.
         damping: See ``ModelConfig.damping``.
+        pooling: See ``ModelConfig.fine_pooling``.
         weights: Of the scales; None: 1 each.
 
     Returns:
@@ -182,9 +203,19 @@ def anomaly_maps(
             cosine_distance(t, s, damping=damping * t.shape[1])
             for t, s in zip(teacher, student, strict=True)
         ]
+        if pooling > 1:
+            # No student knows the exact place of a texture's grain: in averages it does not count.
+            finest = [_average(maps[0], pooling) for maps in (teacher, student)]
+            smooth = cosine_distance(*finest, damping=damping * finest[0].shape[1])
+            distances[0] = (distances[0].clamp_min(0) * smooth.clamp_min(0)).sqrt()
         count = len(teacher)
         scales = [weight / count**2 for weight in weights or [1.0] * count]
         return _resize_and_smooth(distances, size, SMOOTHING, scales)
+
+
+def _average(maps: Tensor, side: int) -> Tensor:
+    """The means over squares of odd side, at the border over what there is of them."""
+    return F.avg_pool2d(maps, side, stride=1, padding=side // 2, count_include_pad=False)
 
 
 def gaussian_smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -296,7 +327,7 @@ def build(
     model = MambaAD(encoder, neck, decoder, loss_weight=loss_weight)
     model.neck_dropout, model.neck_noise = config.neck_dropout, config.neck_noise
     model.neck_masking, model.damping = config.neck_masking, config.damping
-    model.map_weights = config.map_weights
+    model.fine_pooling, model.map_weights = config.fine_pooling, config.map_weights
     model.recentring = Recentring(encoder.channels) if config.recentre else None
     model.score_top = config.score_top
     return model

@@ -31,7 +31,7 @@ from mambaad.model.blocks import HSSBlock, LSSModule
 from mambaad.model.decoder import Decoder, PatchExpand, empty_factors
 from mambaad.model.encoder import STRIDES
 from mambaad.model.layers import DropPath
-from mambaad.model.mambaad import MambaAD, anomaly_maps
+from mambaad.model.mambaad import MambaAD
 
 PATIENCE = 2.0
 """Seconds after which the caller is told what takes so long."""
@@ -243,9 +243,7 @@ def run_ends(model: MambaAD, setting: Setting) -> None:
             teacher = recentring(teacher)
         neck(teacher)
         student = _encoded(model, setting)
-        anomaly_maps(
-            teacher, student, setting.size, damping=model.damping, weights=model.map_weights
-        )
+        model.compare(teacher, student, setting.size)
 
 
 def _copied(layers: _Layers, setting: Setting) -> _Layers:
