@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,5 +24,7 @@ def test_the_demo_trains_evaluates_and_reports(
     assert len(result.trained.categories) >= 5
     assert result.trained.images == result.untrained.images == 4 * len(result.trained.categories)
     assert result.trained.mean.mAD != result.untrained.mean.mAD
+    record = json.loads((tmp_path / "demo" / "run" / "provenance.json").read_text("utf-8"))
+    assert record["encoder_weights"].startswith("built-in encoder")
     with pytest.raises(CheckpointError, match="not empty"):
         demo.run_demo(tmp_path / "demo")

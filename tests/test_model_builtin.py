@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mambaad.errors import WeightsError
 from mambaad.model import builtin
@@ -116,6 +117,57 @@ def test_the_file_of_another_version(shipped: Path, what: str) -> None:
         load_builtin(BuiltinNetwork())
 
 
+def picture() -> Tensor:
+    """Rings, stripes and a box, one a colour; the encoder has not learned from it."""
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(192.0), indexing="ij")
+    rings = torch.cos(0.002 * ((x - 60).square() + (y - 50).square()))
+    stripes = torch.sin(0.3 * x + 0.1 * y)
+    box = ((x > 120) & (x < 150) & (y > 30) & (y < 90)).float()
+    return torch.stack([rings, stripes, 2 * box - 1])[None]
+
+
+def test_the_package_has_the_weights() -> None:
+    assert builtin.is_shipped()
+    assert builtin.FILE.stat().st_size <= LIMIT
+    encoder = build_encoder("builtin")
+    assert load_pretrained(encoder, "builtin").startswith("built-in encoder 5346bdce, ")
+    state = load_file(builtin.FILE)
+    assert set(state) == set(encoder.body.state_dict())
+    for name, tensor in encoder.body.state_dict().items():
+        assert tensor.isfinite().all(), name
+        assert torch.equal(tensor, state[name].float()), name
+
+
+def test_the_weights_in_the_package_find_what_they_found() -> None:
+    encoder = build_encoder("builtin")
+    load_pretrained(encoder, "builtin")
+    norms = [float(m.norm()) for m in encoder(picture())]
+    assert norms == pytest.approx([237.0306, 81.6910, 34.4276], rel=1e-3)
+    # ResNet-18's own maps, which these imitate: torchvision's weights, the same picture
+    assert norms == pytest.approx([247.148, 86.009, 37.214], rel=0.1)
+
+
+def test_what_the_weights_in_the_package_learned_from_is_said() -> None:
+    about = json.loads(builtin.FILE.with_suffix(".json").read_text("utf-8"))
+    assert about["finished"]
+    assert about["bytes"] == builtin.FILE.stat().st_size
+    assert "BSD-3-Clause" in about["teacher"]["weights"]
+    assert len(about["teacher"]["sha256"]) == 64
+    licences = {source["name"]: source.get("licence") for source in about["pictures"]}
+    notice = (Path(__file__).parents[1] / "NOTICE").read_text("utf-8")
+    for name, licence in licences.items():
+        # clouds and leaves are made by the script, of nothing
+        assert licence or name.endswith("tools/distil_augment.py"), name
+        assert not licence or name in notice or name == "mambaad's drawings", name
+    assert {name for name, licence in licences.items() if licence == "CC BY-SA 4.0"} == {
+        "aws_aliens",
+        "aws_circuitboard",
+    }
+    assert set(about["held_out"]) == {name for name, licence in licences.items() if licence}
+    for name, quality in about["held_out"].items():
+        assert all(0.87 < cosine < 1 for cosine in quality["cosine"]), name
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_the_fall_back_is_named_where_nothing_can_be_downloaded(
     shipped: Path, monkeypatch: pytest.MonkeyPatch, there: bool
@@ -129,7 +181,11 @@ def test_the_fall_back_is_named_where_nothing_can_be_downloaded(
     monkeypatch.setattr(import_timm(), "create_model", create_model)
     with pytest.raises(WeightsError) as error:
         load_pretrained(encoder, "resnet18")
-    assert ("use --encoder builtin" in str(error.value)) == there
+    ways = str(error.value).partition("). ")[2]
+    first = "Use --encoder builtin, which is part of the package and needs no download; or connect"
+    assert ways.startswith(f"{first} to the network, or " if there else "Connect to the network, ")
+    assert "--encoder-weights FILE" in ways
+    assert "\n" not in str(error.value)
 
 
 def test_every_convolution_takes_its_relu_along() -> None:

@@ -38,7 +38,7 @@ def test_the_builtin_encoder_is_offered_where_its_weights_are(
     monkeypatch.setattr(options, "BUILTIN_WEIGHTS", weights)
     assert own_encoders() == "or filterbank"
     weights.touch()
-    assert own_encoders() == "builtin or filterbank"
+    assert own_encoders() == "or builtin or filterbank, which need no download"
 
 
 def test_help_says_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:

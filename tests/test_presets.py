@@ -7,8 +7,10 @@ from typing import get_args
 
 import pytest
 
+from mambaad.cli import main
 from mambaad.config import Config, PresetName
 from mambaad.errors import ConfigError
+from mambaad.model import encoder
 from mambaad.presets import (
     EPOCHS,
     RECIPE,
@@ -83,6 +85,24 @@ def test_a_variant_changes_the_network_only(tmp_path: Path) -> None:
     config = configure(file, {"model.encoder": "filterbank"}, variant="fast")
     model = config.model
     assert (model.encoder, model.depths, model.directions) == ("filterbank", (2, 2, 2, 2), 2)
+
+
+def test_the_fast_variant_needs_no_download(
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def asked(tag: str) -> None:
+        raise AssertionError(f"{tag} was asked for")
+
+    monkeypatch.setattr(encoder, "_pretrained_state", asked)
+    words = ["train", str(tiny_data), "--out", str(tmp_path / "run"), "--variant", "fast"]
+    size = ["--image-size", "32", "--epochs", "1", "--batch-size", "6", "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *size])
+    assert not ended.value.code
+    assert "encoder weights: built-in encoder" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_unknown_variant_is_refused() -> None:

@@ -224,7 +224,7 @@ def test_mistakes_are_one_line_and_status_2(
         (tiny_run, "--image-size", 100): "image_size must be one or two multiples of 32",
         (tiny_run, "--set", "model.directions=4"): "model.directions cannot be another",
         ("--set", "model.depth=3"): "unknown setting 'model.depth'",
-        ("--set", "model.encoder=nosuchnet"): "is neither a timm model nor filterbank",
+        ("--set", "model.encoder=nosuchnet"): "is neither a timm model nor builtin nor filterbank",
     }
     for arguments, message in mistakes.items():
         assert command(*arguments) == 2, arguments

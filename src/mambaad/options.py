@@ -19,8 +19,10 @@ BUILTIN_WEIGHTS = Path(__file__).with_name("model") / "builtin_encoder.safetenso
 
 
 def own_encoders() -> str:
-    """For messages: the encoders beside timm's that this installation has."""
-    return "builtin or filterbank" if BUILTIN_WEIGHTS.is_file() else "or filterbank"
+    """For help texts: the encoders beside timm's that this installation has."""
+    if not BUILTIN_WEIGHTS.is_file():
+        return "or filterbank"
+    return "or builtin or filterbank, which need no download"
 
 
 def _default(value: object) -> str:

@@ -101,8 +101,8 @@ def demo(
         f"pixel AUROC {100 * after.pixel_AUROC:.1f}\n"
         f"the same network untrained: mean mAD {100 * before.mAD:.1f}, "
         f"image AUROC {100 * before.image_AUROC:.1f}, pixel AUROC {100 * before.pixel_AUROC:.1f}\n"
-        "encoder: filterbank, fixed filters computed by a formula and not learned, so that nothing "
-        "is downloaded; a pretrained one finds more\n"
+        "encoder: builtin, which is part of the package, so that nothing is downloaded; it "
+        "imitates ResNet-18, and a pretrained network finds more\n"
         f"took {result.seconds:.0f} s; report: {result.report}"
     )
 

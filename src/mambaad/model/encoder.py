@@ -203,7 +203,7 @@ def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = No
     except Exception as error:
         raise WeightsError(
             f"no pretrained weights for encoder {name!r}: the download of {tag} failed "
-            f"({type(error).__name__}). Connect to the network, {_fall_back()}give a file with "
+            f"({type(error).__name__}). {_fall_back()} to the network, or give a file with "
             "--encoder-weights FILE (safetensors or torch, timm or torchvision names)."
         ) from error
     load_weights(encoder, state, tag)
@@ -247,8 +247,10 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def _fall_back() -> str:
-    """What to do without a network, if the package has what it takes; part of a sentence."""
-    return "use --encoder builtin, which needs no download, or " if is_shipped() else "or "
+    """What to do without a network, the built-in encoder first if it is there; half a sentence."""
+    if not is_shipped():
+        return "Connect"
+    return "Use --encoder builtin, which is part of the package and needs no download; or connect"
 
 
 def load_weights(encoder: FrozenEncoder, state: Mapping[str, Tensor], source: str) -> None:
