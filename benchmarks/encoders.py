@@ -22,8 +22,8 @@ import copy
 import csv
 import statistics
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 from timing import SPREAD, graphed, refuse, relative_error, spread, timed
 from torch import Tensor, nn
 
+from mambaad.inference import exact_float32
 from mambaad.metrics.report import FIELDS
 from mambaad.model.encoder import FrozenEncoder, build_encoder
 from mambaad.model.fold import inference_copy
@@ -79,9 +80,11 @@ def call_of(name: str, device: torch.device, precision: str, images: Tensor) -> 
     return call
 
 
-def cast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    """Autocast as predictions have it; off in float32."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+@contextmanager
+def cast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Autocast as predictions have it; in float32 none, and no TF32 either."""
+    with exact_float32(device), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def speed_rows(args: argparse.Namespace, device: torch.device) -> list[list[str]]:

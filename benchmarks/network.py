@@ -98,7 +98,8 @@ def random_images(batch: int, size: int, device: torch.device) -> Tensor:
 def check_training(case: Case, device: torch.device) -> None:
     """Compare loss and gradients of two pictures with float64.
 
-    In bf16 gradients may be as far off as twice what the plain torch path's are in bf16.
+    On a GPU, and in bf16, gradients may be as far off as twice what the plain torch path's are: its
+    convolutions are less exact than their type, and a network is many of them.
 
     Raises:
         SystemExit: If something is further off than that, or than the limits above.
@@ -113,7 +114,7 @@ def check_training(case: Case, device: torch.device) -> None:
     if not error <= limit:
         refuse(f"the loss in {case.precision} is off by {error:.1e}, not {limit:.0e}")
     others = None
-    if case.precision != "float32":
+    if case.precision != "float32" or device.type == "cuda":
         _, others = named_gradients(plain, images, case.precision)
     check_gradients(gradients, truths, others, case.precision)
 
@@ -145,7 +146,8 @@ def check_gradients(
     Args:
         found: By name, without those of parameters that got none.
         truths: In float64, of all parameters.
-        others: The plain torch path's: twice as far off is allowed; None: ``GRADIENT_LIMIT`` is.
+        others: The plain torch path's: twice as far off is allowed. None, and in float32 at least:
+            ``GRADIENT_LIMIT`` is.
         precision: Of the found, for the message.
         way: Begins the message.
 
@@ -161,7 +163,11 @@ def check_gradients(
     limits = dict.fromkeys(whole, GRADIENT_LIMIT)
     if others is not None:
         rough = by_last_name(others, truths)
-        limits = {name: 2 * relative_error(rough[name], truth) for name, truth in whole.items()}
+        least = GRADIENT_LIMIT if precision == "float32" else 0.0
+        limits = {
+            name: max(least, 2 * relative_error(rough[name], truth))
+            for name, truth in whole.items()
+        }
     for name, limit in limits.items():
         error = relative_error(gradients[name], whole[name])
         if not error <= limit:
