@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mambaad import checkpoint
-from mambaad.config import Config
+from mambaad.config import Config, read_config
 from mambaad.errors import CheckpointError
 from mambaad.model import build
 
@@ -20,6 +20,19 @@ def test_settings_come_back(tmp_path: Path) -> None:
     )
     checkpoint.save_config(tmp_path, config)
     assert checkpoint.load_config(tmp_path) == config
+
+
+def test_a_recipe_that_has_grown_since_changes_no_run(tmp_path: Path) -> None:
+    config = Config().override({"train.recipe": "plus"})
+    assert config.model.fine_pooling == 3
+    checkpoint.save_config(tmp_path, config)
+    settings = tmp_path / checkpoint.CONFIG
+    lines = settings.read_text("utf-8").splitlines(keepends=True)
+    settings.write_text("".join(x for x in lines if "fine_pooling" not in x), "utf-8")
+    loaded = checkpoint.load_config(tmp_path)
+    assert loaded == config.override({"model.fine_pooling": 1})
+    # a file of one's own names the recipe and gets all of it
+    assert read_config(settings) == config
 
 
 def test_a_network_comes_back_with_its_encoder(tiny_config: Config, tmp_path: Path) -> None:

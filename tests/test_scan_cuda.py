@@ -118,7 +118,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_sixteen_bits(dtype: torch.dtype, tile: Any) -> None:
     """The inputs are rounded first, so that only arithmetic and the results' rounding differ."""
     tile(4, 2, 2, 2)
-    against_rounded(dtype, (1, (2, 3), 4, 8, 3, 2), {"a_log", "dt_bias", "skip"})
+    assert_near_rounded(dtype, (1, (2, 3), 4, 8, 3, 2), {"a_log", "dt_bias", "skip"})
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_short_states(
     """The states kept for the gradient are rounded, too."""
     tile(*values)
     short(True)
-    against_rounded(dtype, shape, {"skip"})
+    assert_near_rounded(dtype, shape, {"skip"})
 
 
-def against_rounded(dtype: torch.dtype, shape: Any, exact: set[str]) -> None:
+def assert_near_rounded(dtype: torch.dtype, shape: Any, exact: set[str]) -> None:
     """``exact`` are the gradients that no rounding to 16 bits goes into."""
     inputs, dy = make(*shape)
     rounded = inputs._replace(

@@ -46,7 +46,10 @@ def save_config(run: Path, config: Config) -> None:
 
 
 def load_config(run: Path) -> Config:
-    """Read the settings of a run.
+    """Read the settings of a run, which are all in its file.
+
+    A setting that is not there is newer than the run and at its default, whatever the recipe of
+    that name is by now.
 
     Raises:
         CheckpointError: If the folder is not a run.
@@ -54,7 +57,7 @@ def load_config(run: Path) -> Config:
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run} is not a run folder: there is no {CONFIG} in it")
     try:
-        return read_config(run / CONFIG)
+        return read_config(run / CONFIG, complete=True)
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
 

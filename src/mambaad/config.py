@@ -274,8 +274,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Config:
+    def from_mapping(cls, values: Mapping[str, Any], *, complete: bool = False) -> Config:
         """Build from a parsed TOML document.
+
+        Args:
+            values: Settings by table.
+            complete: Whether its recipe is in it already; else what it leaves out is the recipe's.
 
         Raises:
             ConfigError: If a table or key is unknown, or a value does not fit.
@@ -288,7 +292,8 @@ class Config:
         for name, table in values.items():
             if not isinstance(table, Mapping):
                 raise ConfigError(f"[{name}] must be a table of settings; got {table!r}")
-        values = fill_in(values)
+        if not complete:
+            values = fill_in(values)
         return cls(
             model=ModelConfig.from_mapping(values.get("model", {})),
             data=DataConfig.from_mapping(values.get("data", {})),
@@ -335,15 +340,20 @@ def _unknown_setting(name: str, tables: Sequence[str]) -> str:
     return f"a setting is named table.setting with table one of {list(tables)}; got {name!r}{hint}"
 
 
-def read_config(path: Path, base: Config | None = None) -> Config:
+def read_config(path: Path, base: Config | None = None, *, complete: bool = False) -> Config:
     """Read a TOML file of settings; what it does not set is as in ``base``, or as by default.
+
+    Args:
+        path: The file.
+        base: What it goes on top of.
+        complete: See ``Config.from_mapping``.
 
     Raises:
         ConfigError: If the file is missing, is not TOML, or a setting is unknown or does not fit.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-        config = Config.from_mapping(document)
+        config = Config.from_mapping(document, complete=complete)
         named = {f"{t}.{key}": v for t, table in document.items() for key, v in table.items()}
         return config if base is None else base.override(named)
     except (OSError, UnicodeDecodeError) as error:
