@@ -1,8 +1,8 @@
 """Named recipes: the settings that ``train.recipe`` puts in where nothing else is set.
 
 ``paper`` is the published recipe (He et al., MambaAD, arXiv 2404.06564, and its code). ``plus``
-has the same network at the same cost of a prediction; what it changes is in the table below. Both
-set every key, so that naming a recipe undoes what another one had put in.
+has the same network; its predictions cost one more comparison of the finest maps. What it changes
+is in the table below. Both set every key, so that naming a recipe undoes what another one had put in.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ PLUS: Mapping[str, Any] = MappingProxyType(
         "train.ema_decay": 0.99,
     }
 )
-"""Better at the same cost."""
+"""Better with the same network."""
 
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType({"paper": PAPER, "plus": PLUS})
 
