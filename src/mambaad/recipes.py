@@ -2,7 +2,7 @@
 
 ``paper`` is the published recipe (He et al., MambaAD, arXiv 2404.06564, and its code). ``plus``
 has the same network; its predictions cost one more comparison of the finest maps. What it changes
-is in the table below. Both set every key, so that naming a recipe undoes what another one had put in.
+is in the table below. Both set every key, so that naming a recipe undoes what another had put in.
 """
 
 from __future__ import annotations
