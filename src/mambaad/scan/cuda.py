@@ -186,7 +186,7 @@ class _Plan(NamedTuple):
     def of(cls, tiling: Tiling, states: torch.dtype) -> _Plan:
         """For states of this dtype: see ``cuda_backward``."""
         if states == torch.float32:
-            return cls(tuning.WARPS, None, tiling.inner, tiling.inner)
+            return cls(tuning.WARPS, None, tiling.inner, max(tiling.inner, min(4, tiling.chunk)))
         registers = 168 if tiling.warps <= 12 else 128
         return cls(tiling.warps, registers, 1, min(2, tiling.chunk))
 

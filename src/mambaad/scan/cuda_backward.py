@@ -6,7 +6,8 @@ it, and every U-th of them goes to scratch memory in their dtype. From there the
 backwards in groups of U steps; states between are found once more and held in registers, with their
 decays. The recurrences are float32. Equations and letters are those of ``reference``.
 
-All loads of a group start together, one group ahead of their use.
+Of the next group's loads those from far away start before a group's first step back, those from
+scratch memory before its last, when there are registers for them.
 """
 
 import triton
@@ -14,8 +15,11 @@ import triton.language as tl
 
 from mambaad.scan.cuda_common import (
     LOG2_E,
+    SCRATCH,
+    STREAM,
     before_softplus,
     collect,
+    decays_of,
     fold,
     lane_numbers,
     load_channels,
@@ -45,7 +49,7 @@ def step_forth(states, dt, drive, b_row, a, lane, N: tl.constexpr):
     steps, into = spread(dt, lane, Q), spread(drive, lane, Q)
     new = ()
     for j in tl.static_range(Q):
-        decay = tl.exp2(steps[j][:, None] * a[j])
+        decay = decays_of(steps[j], a[j])
         new = new + (decay * states[j] + into[j][:, None] * b_row,)
     return new
 
@@ -68,7 +72,7 @@ def recompute_chunk(
     coming = load_pixels(orders, t + U, L, lane, 1, U)
     group = load_steps(x, proj, here, d, lane, in_d, D, K, R, N, 0, 1, U, EVEN)
     for s in range(0, T, U):
-        store_states(below + s // EVERY * (32 * N), states, lane, Q)
+        store_states(below + s // EVERY * (32 * N), states, lane, Q, SCRATCH)
         # What was loaded is used before the next loads start: the assembler would wait for both
         # alike. The barrier keeps it from moving them up, and the branch from moving them down.
         dts, drives, rows = (), (), ()
@@ -77,8 +81,8 @@ def recompute_chunk(
             dt, slope = softplus_of(before_softplus(own, weight, bias, lane, R, N))
             if not EVEN:
                 dt = tl.where(t + s + i < L, dt, 0.0)
-            tl.store(kept + (s + i) * 64 + lane, dt)
-            tl.store(kept + (s + i) * 64 + 32 + lane, slope)
+            tl.store(kept + (s + i) * 64 + lane, dt, eviction_policy=SCRATCH)
+            tl.store(kept + (s + i) * 64 + 32 + lane, slope, eviction_policy=SCRATCH)
             drive = dt * own[STEP - 1].to(tl.float32)
             dts, drives = dts + (dt,), drives + (drive,)
             rows = rows + (widened(own[STEP - 2]),)
@@ -89,38 +93,54 @@ def recompute_chunk(
         if t + s < L:
             for i in tl.static_range(U):
                 if i > 0 and i % EVERY == 0:
-                    store_states(below + (s + i) // EVERY * (32 * N), states, lane, Q)
+                    at = below + (s + i) // EVERY * (32 * N)
+                    store_states(at, states, lane, Q, SCRATCH)
                 states = step_forth(states, dts[i], drives[i], rows[i], a, lane, N)
         group, coming = following, later
     return states
 
 
 @triton.jit
-def load_group(
-    x, dy, proj, below, kept, pixel, d, lane, in_d, D, K,
+def load_inputs(
+    x, dy, proj, pixel, d, lane, in_d, D, K,
     R: tl.constexpr, N: tl.constexpr, U: tl.constexpr, FUSED: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """What a group of steps reads, as one tuple; its part of scratch memory is at the pointers.
-
-    That is the states before it and, for each step, Δ, its derivative, x, dy, Δ's inputs if FUSED,
-    B and C.
+    """What a group of steps reads of the scan's inputs, as one tuple: for each step x, dy, Δ's
+    inputs if FUSED, B and C.
     """
     PAIRS: tl.constexpr = R % 4 == 0 and proj.dtype.element_ty == tl.bfloat16
-    group = load_head(below, lane, N // 4)
+    inputs = ()
     for i in tl.static_range(U):
         row = proj + pixel[i] * (K * (R + 2 * N))
         at = pixel[i] * D + d
-        group = group + (
-            tl.load(kept + i * 64 + lane),
-            tl.load(kept + i * 64 + 32 + lane),
-            load_channels(x + at, in_d, EVEN),
-            load_channels(dy + at, in_d, EVEN),
-        )
+        inputs = inputs + (load_channels(x + at, in_d, EVEN), load_channels(dy + at, in_d, EVEN))
         if FUSED:
-            group = group + load_row(row, lane, R, N, 0, 2)
+            inputs = inputs + load_row(row, lane, R, N, 0, 2)
         else:
             own = R + lane % (N // 4) * 4
-            group = group + (load_numbers(row, own, PAIRS), load_numbers(row, own + N, PAIRS))
+            inputs = inputs + (load_numbers(row, own, PAIRS), load_numbers(row, own + N, PAIRS))
+    return inputs
+
+
+@triton.jit
+def load_scratch(below, kept, lane, N: tl.constexpr, U: tl.constexpr):
+    """What a group of steps reads of scratch memory, as one tuple: the states before it, and for
+    each step Δ and its derivative."""
+    scratch = load_head(below, lane, N // 4, SCRATCH)
+    for i in tl.static_range(U):
+        dt = tl.load(kept + i * 64 + lane, eviction_policy=SCRATCH)
+        slope = tl.load(kept + i * 64 + 32 + lane, eviction_policy=SCRATCH)
+        scratch = scratch + (dt, slope)
+    return scratch
+
+
+@triton.jit
+def group_of(scratch, inputs, HEAD: tl.constexpr, INPUTS: tl.constexpr, U: tl.constexpr):
+    """Both together: HEAD tensors with the states, then step by step."""
+    group = scratch[:HEAD]
+    for i in tl.static_range(U):
+        group = group + scratch[HEAD + 2 * i : HEAD + 2 * i + 2]
+        group = group + inputs[INPUTS * i : INPUTS * (i + 1)]
     return group
 
 
@@ -156,7 +176,7 @@ def step_back(
 ):  # fmt: skip
     """One step backwards, its results stored.
 
-    ``own`` is the step's part of ``load_group``; ``between`` the states before it and, unless it
+    ``own`` is the step's part of ``group_of``; ``between`` the states before it and, unless it
     makes up a group, its decays, Δ and Δ x. ``carried`` is what goes from step to step, and is
     returned anew: g, ΣdA, the states between this step and the one taken before, ΣdW_Δ, Σdz and
     Σ dy x.
@@ -170,7 +190,7 @@ def step_back(
         steps = spread(dt, lane, Q)
         decays = ()
         for j in tl.static_range(Q):
-            decays = decays + (tl.exp2(steps[j][:, None] * a[j]),)
+            decays = decays + (decays_of(steps[j], a[j]),)
         between = states_of(between, Q) + decays + steps + spread(dt * xt, lane, Q)
     found = gradients_of(
         carried[:Q], carried[Q : 2 * Q], between[:Q], carried[2 * Q : 3 * Q],
@@ -179,7 +199,8 @@ def step_back(
     )  # fmt: skip
     db, dc, own_b, own_a = found[0], found[1], found[2], found[3]
     dz = (own_b * xt + own_a * (1.0 / LOG2_E)) * slope
-    tl.store(planes + pixel * D + d, own_b * dt + factor * dyt, mask=in_d)
+    dx = own_b * dt + factor * dyt
+    tl.store(planes + pixel * D + d, dx, mask=in_d, eviction_policy=STREAM)
     out = rows + pixel * (K * (2 * N + EXTRA))
     store_sums(out + EXTRA, db, dc, lane, N)
     sum_w = ()
@@ -193,7 +214,8 @@ def step_back(
         chosen = (lane % PER == 0) & (lane // PER < R)
         tl.store(out + lane // PER, total, mask=chosen)
     else:
-        tl.store(dz_out + pixel * (K * D) + d, dz, mask=in_d)
+        at = pixel * (K * D) + d
+        tl.store(dz_out + at, dz, mask=in_d, eviction_policy=STREAM)
     sums = (carried[3 * Q + INPUTS] + dz, carried[3 * Q + INPUTS + 1] + dyt * xt)
     return found[4:] + between[:Q] + sum_w + sums
 
@@ -223,10 +245,15 @@ def add_to_sums(
 
 @triton.jit
 def add_at(pointer, value, mask, FRESH: tl.constexpr):
-    """Add a lane's own number in memory; if FRESH, put it there."""
-    if not FRESH:
-        value += tl.load(pointer, mask=mask, other=0.0)
-    tl.store(pointer, value, mask=mask)
+    """Add a lane's own number in memory; if FRESH, put it there.
+
+    No other lane adds to it, so the order of the sum is always the same. An atomic addition is one
+    that nobody waits for.
+    """
+    if FRESH:
+        tl.store(pointer, value, mask=mask)
+    else:
+        tl.atomic_add(pointer, value, mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -287,9 +314,8 @@ def walk_back_kernel(
         pixel = pixels_of(load_pixels(orders, c * T + T - U, L, lane, 1, U), lane, U)
         before = load_pixels(orders, c * T + T - 2 * U, L, lane, 1, U)
         below_at, kept_at = below + (T // U - 1) * (N * 32), kept + (T // U - 1) * (U * 64)
-        group = load_group(
-            x, dy, proj, below_at, kept_at, pixel, d, lane, in_d, D, K, R, N, U, FUSED, EVEN
-        )
+        inputs = load_inputs(x, dy, proj, pixel, d, lane, in_d, D, K, R, N, U, FUSED, EVEN)
+        group = group_of(load_scratch(below_at, kept_at, lane, N, U), inputs, HEAD, STEP - 2, U)
         for s in range(T - U, -U, -U):
             t = c * T + s
             h, decays, steps, drives = states_of(group[:HEAD], Q), (), (), ()
@@ -299,24 +325,24 @@ def walk_back_kernel(
                 dts = spread(own[0], lane, Q)
                 into = spread(own[0] * own[2].to(tl.float32), lane, Q)
                 for j in tl.static_range(Q):
-                    decay = tl.exp2(dts[j][:, None] * a[j])
+                    decay = decays_of(dts[j], a[j])
                     decays = decays + (decay,)
                     h = h + (decay * h[i * Q + j] + into[j][:, None] * b_row,)
                 steps, drives = steps + dts, drives + into
             if not SINGLE:
                 carried = carried[: 2 * Q] + h[U * Q :] + carried[3 * Q :]
             for i in tl.static_range(U - 1, -1, -1):
-                if i == 0:
-                    # The registers of the steps behind are free now for the next group's loads.
-                    # The assembler would move these behind the step, but not behind its branch.
+                # The assembler would move loads behind their step, but not behind its branch.
+                if i == U - 1:
                     there = pixels_of(before, lane, U)
                     earliest = load_pixels(orders, t - 2 * U, L, lane, 1, U)
+                    inputs = load_inputs(
+                        x, dy, proj, there, d, lane, in_d, D, K, R, N, U, FUSED, EVEN
+                    )
+                if i == 0:  # the registers of the steps behind are free now
                     below_at -= N * 32
                     kept_at -= U * 64
-                    following = load_group(
-                        x, dy, proj, below_at, kept_at, there, d, lane, in_d, D, K,
-                        R, N, U, FUSED, EVEN,
-                    )  # fmt: skip
+                    scratch = load_scratch(below_at, kept_at, lane, N, U)
                 between = group[:HEAD]
                 if not SINGLE:
                     between = h[i * Q : (i + 1) * Q] + decays[i * Q : (i + 1) * Q]
@@ -327,7 +353,8 @@ def walk_back_kernel(
                         planes, rows, dz_out, pixel[i], d, lane, in_d, a, weight, factor, D, K,
                         R, N, FUSED, SINGLE,
                     )  # fmt: skip
-            group, pixel, before = following, there, earliest
+            group = group_of(scratch, inputs, HEAD, STEP - 2, U)
+            pixel, before = there, earliest
         found = carried[Q : 2 * Q] + carried[3 * Q :]
         add_to_sums(found, sums_a, parameters, d, lane, in_d, D, R, N, INPUTS, False)
         carried = carried[:Q] + zero_states(Q) + carried[2 * Q : 3 * Q] + nothing

@@ -14,14 +14,27 @@ A path may be cut into segments that run side by side. ``cuda_forward.summary_ke
 what each piece of a segment does to a state, h -> exp(A Σ Δ) h + end; the other kernels begin by
 folding the summaries of the pieces before their segment (after it, in the backward pass).
 
-The decay is written exp2(Δ A log2 e): exp2 is the GPU's own instruction, and exact at 0.
+The decay is written exp2(Δ A log2 e): exp2 is the GPU's own instruction, and exact at 0. Elsewhere
+it is too small by 0.1 to 0.8 units of 2^-24 in the mean (LOG.md), which a path multiplies up, so
+its argument is moved by ``EXP2_BIAS``: by one rounding, since the product is not rounded before.
+
+A kernel's loads start before what is computed meanwhile, and a branch lies between, though it is
+always taken: without it the assembler moves them behind the computation, where they are waited for.
 """
+
+import os
 
 import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+
+EXP2_BIAS = tl.constexpr(0.0 if os.environ.get("TRITON_INTERPRET") == "1" else 3.5e-8)
+"""Added to the argument of a decay's exp2; small enough for exp2(0) to stay 1. NumPy's has none."""
+
+USUAL, SCRATCH, STREAM = tl.constexpr(""), tl.constexpr("evict_last"), tl.constexpr("evict_first")
+"""What the cache is told of memory: nothing, that it is read again soon, that it is not."""
 
 
 @triton.jit
@@ -56,6 +69,12 @@ def softplus_of(z):
     series = series * q + 1.0
     dt = tl.maximum(z, 0.0) + s * series
     return dt, tl.where(z >= 0, 1.0, e) * half * inverse
+
+
+@triton.jit
+def decays_of(dt, a):
+    """exp(Δ A), (32, 4), for Δ (32,) and A log2 e as ``log2_decays`` gives it."""
+    return tl.exp2(dt[:, None] * a + EXP2_BIAS)
 
 
 @triton.jit
@@ -262,7 +281,7 @@ def zero_states(Q: tl.constexpr):
 
 
 @triton.jit
-def load_head(pointer, lane, Q: tl.constexpr):
+def load_head(pointer, lane, Q: tl.constexpr, POLICY: tl.constexpr):
     """What ``store_states`` stored, for ``states_of``: Q tensors (32, 4), or half as many of words
     with two bfloat16 in each."""
     at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
@@ -270,10 +289,10 @@ def load_head(pointer, lane, Q: tl.constexpr):
     if pointer.dtype.element_ty == tl.bfloat16:
         words = pointer.to(tl.pointer_type(tl.int32))
         for j in tl.static_range(Q // 2):
-            head = head + (tl.load(words + j * 128 + at),)
+            head = head + (tl.load(words + j * 128 + at, eviction_policy=POLICY),)
     else:
         for j in tl.static_range(Q):
-            head = head + (tl.load(pointer + j * 128 + at),)
+            head = head + (tl.load(pointer + j * 128 + at, eviction_policy=POLICY),)
     return head
 
 
@@ -292,11 +311,11 @@ def states_of(head, Q: tl.constexpr):
 @triton.jit
 def load_states(pointer, lane, Q: tl.constexpr):
     """What ``store_states`` stored."""
-    return states_of(load_head(pointer, lane, Q), Q)
+    return states_of(load_head(pointer, lane, Q, USUAL), Q)
 
 
 @triton.jit
-def store_states(pointer, states, lane, Q: tl.constexpr):
+def store_states(pointer, states, lane, Q: tl.constexpr, POLICY: tl.constexpr):
     """Store a warp's states (Q, 32, 4) as it holds them: 16 bytes a lane, side by side.
 
     As float32 or, two tensors' numbers taking turns, as bfloat16.
@@ -305,11 +324,11 @@ def store_states(pointer, states, lane, Q: tl.constexpr):
         at = lane[:, None] * 8 + tl.arange(0, 8)[None, :]
         for j in tl.static_range(Q // 2):
             pairs = tl.reshape(tl.join(states[2 * j], states[2 * j + 1]), (32, 8))
-            tl.store(pointer + j * 256 + at, pairs.to(tl.bfloat16))
+            tl.store(pointer + j * 256 + at, pairs.to(tl.bfloat16), eviction_policy=POLICY)
     else:
         at = lane[:, None] * 4 + tl.arange(0, 4)[None, :]
         for j in tl.static_range(Q):
-            tl.store(pointer + j * 128 + at, states[j])
+            tl.store(pointer + j * 128 + at, states[j], eviction_policy=POLICY)
 
 
 @triton.jit

@@ -5,8 +5,10 @@ import triton
 import triton.language as tl
 
 from mambaad.scan.cuda_common import (
+    USUAL,
     before_softplus,
     collect,
+    decays_of,
     fold,
     load_pixels,
     load_steps,
@@ -64,32 +66,33 @@ def summary_kernel(
         later = load_pixels(orders, t + 2 * WAY * U, L, lane, WAY, U)
         following = load_steps(source, proj, there, d, lane, in_d, D, K, R, N, FIRST, 1, U, EVEN)
         tl.debug_barrier()
-        for i in tl.static_range(U):
-            own = group[i * STEP : (i + 1) * STEP]
-            dt, _ = softplus_of(before_softplus(own, weight, bias, lane, R, N))
-            value = own[STEP - 1].to(tl.float32)
-            if not REVERSE:
-                value = value * dt
-            if not EVEN:
-                dt = tl.where(t + i * WAY < L, dt, 0.0)
-                value = tl.where(t + i * WAY < L, value, 0.0)
-            total += dt
-            dts, values = spread(dt, lane, Q), spread(value, lane, Q)
-            row = widened(own[STEP - 2])
-            new = ()
-            for j in tl.static_range(Q):
-                decay = tl.exp2(dts[j][:, None] * a[j])
-                driven = values[j][:, None] * row
-                if REVERSE:
-                    new = new + (decay * (states[j] + driven),)
-                else:
-                    new = new + (decay * states[j] + driven,)
-            states = new
+        if t < chunks * T:  # always: see cuda_common
+            for i in tl.static_range(U):
+                own = group[i * STEP : (i + 1) * STEP]
+                dt, _ = softplus_of(before_softplus(own, weight, bias, lane, R, N))
+                value = own[STEP - 1].to(tl.float32)
+                if not REVERSE:
+                    value = value * dt
+                if not EVEN:
+                    dt = tl.where(t + i * WAY < L, dt, 0.0)
+                    value = tl.where(t + i * WAY < L, value, 0.0)
+                total += dt
+                dts, values = spread(dt, lane, Q), spread(value, lane, Q)
+                row = widened(own[STEP - 2])
+                new = ()
+                for j in tl.static_range(Q):
+                    decay = decays_of(dts[j], a[j])
+                    driven = values[j][:, None] * row
+                    if REVERSE:
+                        new = new + (decay * (states[j] + driven),)
+                    else:
+                        new = new + (decay * states[j] + driven,)
+                states = new
         group, coming = following, later
         t += WAY * U
     place = (((b * K + k) * pieces + piece) * blocks + block).to(tl.int64)
     tl.store(sums + place * 32 + lane, total)
-    store_states(ends + place * (32 * N), states, lane, Q)
+    store_states(ends + place * (32 * N), states, lane, Q, USUAL)
 
 
 @triton.jit
@@ -140,23 +143,24 @@ def forward_kernel(
         if SAVE:
             if t % T == 0:
                 place = (bk * chunks + t // T) * blocks + block
-                store_states(saved + place * (32 * N), states, lane, Q)
-        for i in tl.static_range(U):
-            own = group[i * STEP : (i + 1) * STEP]
-            dt, _ = softplus_of(before_softplus(own, weight, bias, lane, R, N))
-            if not EVEN:
-                dt = tl.where(t + i < L, dt, 0.0)
-            xt = own[STEP - 1].to(tl.float32)
-            dts, drives = spread(dt, lane, Q), spread(dt * xt, lane, Q)
-            b_row, c_row = widened(own[STEP - 3]), widened(own[STEP - 2])
-            new, parts = (), ()
-            for j in tl.static_range(Q):
-                driven = drives[j][:, None] * b_row
-                h = tl.exp2(dts[j][:, None] * a[j]) * states[j] + driven
-                parts = parts + (tl.sum(h * c_row, axis=1),)
-                new = new + (h,)
-            states = new
-            y = collect(parts, lane, Q) + factor * xt
-            inside = in_d if EVEN else d < tl.where(t + i < L, D, 0)
-            tl.store(planes + here[i] * D + d, y, mask=inside)
+                store_states(saved + place * (32 * N), states, lane, Q, USUAL)
+        if t < L:
+            for i in tl.static_range(U):
+                own = group[i * STEP : (i + 1) * STEP]
+                dt, _ = softplus_of(before_softplus(own, weight, bias, lane, R, N))
+                if not EVEN:
+                    dt = tl.where(t + i < L, dt, 0.0)
+                xt = own[STEP - 1].to(tl.float32)
+                dts, drives = spread(dt, lane, Q), spread(dt * xt, lane, Q)
+                b_row, c_row = widened(own[STEP - 3]), widened(own[STEP - 2])
+                new, parts = (), ()
+                for j in tl.static_range(Q):
+                    driven = drives[j][:, None] * b_row
+                    h = decays_of(dts[j], a[j]) * states[j] + driven
+                    parts = parts + (tl.sum(h * c_row, axis=1),)
+                    new = new + (h,)
+                states = new
+                y = collect(parts, lane, Q) + factor * xt
+                inside = in_d if EVEN else d < tl.where(t + i < L, D, 0)
+                tl.store(planes + here[i] * D + d, y, mask=inside)
         group, here, coming = following, there, later
