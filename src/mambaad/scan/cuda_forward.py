@@ -61,7 +61,7 @@ def summary_kernel(
     here = pixels_of(load_pixels(orders, t, L, lane, WAY, U), lane, U)
     coming = load_pixels(orders, t + WAY * U, L, lane, WAY, U)
     group = load_steps(source, proj, here, d, lane, in_d, D, K, R, N, FIRST, 1, U, EVEN)
-    for _ in range(0, steps, U):
+    for _group in range(0, steps, U):
         there = pixels_of(coming, lane, U)
         later = load_pixels(orders, t + 2 * WAY * U, L, lane, WAY, U)
         following = load_steps(source, proj, there, d, lane, in_d, D, K, R, N, FIRST, 1, U, EVEN)
@@ -69,7 +69,7 @@ def summary_kernel(
         if t < chunks * T:  # always: see cuda_common
             for i in tl.static_range(U):
                 own = group[i * STEP : (i + 1) * STEP]
-                dt, _ = softplus_of(before_softplus(own, weight, bias, lane, R, N))
+                dt, _slope = softplus_of(before_softplus(own, weight, bias, lane, R, N))
                 value = own[STEP - 1].to(tl.float32)
                 if not REVERSE:
                     value = value * dt
@@ -147,7 +147,7 @@ def forward_kernel(
         if t < L:
             for i in tl.static_range(U):
                 own = group[i * STEP : (i + 1) * STEP]
-                dt, _ = softplus_of(before_softplus(own, weight, bias, lane, R, N))
+                dt, _slope = softplus_of(before_softplus(own, weight, bias, lane, R, N))
                 if not EVEN:
                     dt = tl.where(t + i < L, dt, 0.0)
                 xt = own[STEP - 1].to(tl.float32)
