@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -248,6 +252,24 @@ def test_forced_tilings_agree_and_reach_both_passes() -> None:
             assert states.shape[2] == 8 // cut.chunk
             assert deviation(on_gpu(inputs, dy)["a_log"].cpu(), expected["a_log"]) < 1e-6
     assert cuda.tiling(1, 2, 8, 3) == tuning.find(tuning.Size(1, 2, 8, 3)).tiling
+
+
+@pytest.mark.parametrize("kernel", ["forward", "summary", "backward"])
+def test_the_compiler_takes_what_the_interpreter_runs(kernel: str, tmp_path: Path) -> None:
+    """Such as a name of two types, which has stopped a GPU before. No GPU is needed."""
+    program = Path(__file__).with_name("compile_scan.py")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, program, kernel],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    name, size = run.stdout.split()
+    assert name == kernel
+    assert int(size) > 10_000
 
 
 def test_compiled_for_any_batch() -> None:

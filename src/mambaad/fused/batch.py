@@ -286,6 +286,7 @@ def _launch(x: Tensor) -> tuple[Tiling, tuple[int, int], dict[str, int]]:
         "CHANNELS": tiles.channels,
         "PIXELS": tiles.pixels,
         "num_warps": tiles.warps,
+        "enable_fp_fusion": True,
     }
     return tiles, (-(-channels // tiles.channels), tiles.spans), sizes
 

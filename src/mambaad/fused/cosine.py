@@ -113,6 +113,7 @@ def cosine_forward(first: Tensor, second: Tensor, damping: float) -> Tensor:
             PIXELS=pixels,
             DAMPED=damping > 0,
             num_warps=4,
+            enable_fp_fusion=True,
         )
     return out
 

@@ -236,6 +236,7 @@ def _launch(x: Tensor) -> tuple[Tiling, tuple[int, int, int], dict[str, int]]:
         "CHANNELS": tiles.channels,
         "PIXELS": tiles.pixels,
         "num_warps": tiles.warps,
+        "enable_fp_fusion": True,
     }
     return tiles, grid, sizes
 

@@ -156,6 +156,7 @@ def layer_norm_forward(
             ROWS=tiling.rows,
             GATED=gate is not None,
             num_warps=tiling.warps,
+            enable_fp_fusion=True,
         )
     return y, mean, rstd
 
@@ -245,6 +246,7 @@ def layer_norm_gradients(
                 STEPS=steps,
                 GATED=gate is not None,
                 num_warps=tiling.warps,
+                enable_fp_fusion=True,
             )
     return dx, partial
 

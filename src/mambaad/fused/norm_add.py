@@ -114,6 +114,7 @@ def add_layer_norm_forward(
             ROWS=tiling.rows,
             GATED=False,
             num_warps=tiling.warps,
+            enable_fp_fusion=True,
         )
     return total, y, mean, rstd
 
@@ -189,6 +190,7 @@ def add_layer_norm_backward(
                 STEPS=steps,
                 GATED=False,
                 num_warps=tiling.warps,
+                enable_fp_fusion=True,
             )
     return dx, dbranch, column_sums(partial, torch.float32).view(2, channels)
 

@@ -85,7 +85,15 @@ def square_forward(firsts: Sequence[Tensor], seconds: Sequence[Tensor], weight: 
             a, b, size = *_lines(first, second), first.numel()
             steps = -(-size // (BLOCK * PROGRAMS))
             square_sums_kernel[(PROGRAMS,)](
-                a, b, out, size, weight / size, steps, BLOCK=BLOCK, num_warps=4
+                a,
+                b,
+                out,
+                size,
+                weight / size,
+                steps,
+                BLOCK=BLOCK,
+                num_warps=4,
+                enable_fp_fusion=True,
             )
     return parts.sum(dim=1)
 
@@ -112,7 +120,15 @@ def square_backward(
             a, b, size = *_lines(first, second), first.numel()
             out = torch.empty_like(a)
             square_gradient_kernel[(-(-size // BLOCK),)](
-                upstream, a, b, out, size, 2 * weight / size, BLOCK=BLOCK, num_warps=4
+                upstream,
+                a,
+                b,
+                out,
+                size,
+                2 * weight / size,
+                BLOCK=BLOCK,
+                num_warps=4,
+                enable_fp_fusion=True,
             )
             found.append(out)
     return found

@@ -57,5 +57,14 @@ def _sum(x: Tensor, out: Tensor, steps: int) -> None:
     grid = (-(-columns // BLOCK), out.shape[0])
     with torch.cuda.device_of(x):
         sum_columns_kernel[grid](
-            x, out, rows, columns, x.stride(0), steps, ROWS=ROWS, BLOCK=BLOCK, num_warps=4
+            x,
+            out,
+            rows,
+            columns,
+            x.stride(0),
+            steps,
+            ROWS=ROWS,
+            BLOCK=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=True,
         )

@@ -67,7 +67,7 @@ def forward(
         p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, planes, states, ends, sums,
         p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
         R=p.rank, N=p.states, T=p.tiling.chunk, U=p.tiling.unroll,
-        SAVE=save, EVEN=p.even, num_warps=1,
+        SAVE=save, EVEN=p.even, num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return p.sum_of_planes(planes), states
 
@@ -112,7 +112,7 @@ def backward(
         below, kept, planes, rows, dz, sums_a, parameters,
         p.batch, p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
         R=p.rank, N=p.states, T=chunk, U=plan.steps, V=plan.ahead,
-        FUSED=fused, EVEN=p.even, num_warps=1, maxnreg=plan.registers,
+        FUSED=fused, EVEN=p.even, num_warps=1, maxnreg=plan.registers, enable_fp_fusion=True,
     )  # fmt: skip
     del below, kept
     dx = p.sum_of_planes(planes)
@@ -134,7 +134,8 @@ def _parameter_gradients(
     size = rows[0].numel()
     cuda_sums.sum_rows_kernel[(-(-size // _BLOCK),)](
         rows, dprojections, size, rows.shape[0],
-        FROM=rows.shape[-1], TO=projections.shape[-1], BLOCK=_BLOCK, num_warps=4,
+        FROM=rows.shape[-1], TO=projections.shape[-1], BLOCK=_BLOCK,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     da_log, ddt_weight = torch.empty_like(p.a_log), torch.empty_like(p.dt_weight)
     ddt_bias, dskip = torch.empty_like(p.dt_bias), torch.empty_like(p.dt_bias)
@@ -142,7 +143,8 @@ def _parameter_gradients(
     cuda_sums.sum_parameters_kernel[(programs,)](
         sums_a, parameters, p.a_log, da_log, ddt_bias, dskip, ddt_weight,
         sums_a.shape[0], p.paths, p.channels,
-        R=p.rank, N=p.states, FUSED=fused, BLOCK=_SMALL_BLOCK, num_warps=4,
+        R=p.rank, N=p.states, FUSED=fused, BLOCK=_SMALL_BLOCK,
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     if not fused:
         by_path = dz.view(-1, p.paths, p.channels).transpose(0, 1)
@@ -240,7 +242,7 @@ class _Problem:
                 self.length, self.channels, self.paths, pieces, last if reverse else 0,
                 self.chunks, blocks,
                 R=self.rank, N=self.states, T=self.tiling.chunk, U=self.tiling.unroll,
-                REVERSE=reverse, EVEN=self.even, num_warps=1,
+                REVERSE=reverse, EVEN=self.even, num_warps=1, enable_fp_fusion=True,
             )  # fmt: skip
         return ends, sums
 
@@ -248,7 +250,7 @@ class _Problem:
         out = torch.empty_like(self.x)
         size = self.length * self.channels
         cuda_sums.sum_planes_kernel[(-(-size // _BLOCK), self.batch)](
-            planes, out, size, self.paths, BLOCK=_BLOCK, num_warps=4
+            planes, out, size, self.paths, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=True
         )
         return out
 

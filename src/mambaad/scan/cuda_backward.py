@@ -6,7 +6,7 @@ it, and every U-th of them goes to scratch memory in their dtype. From there the
 backwards in groups of U steps; states between are found once more and held in registers, with their
 decays. The recurrences are float32. Equations and letters are those of ``reference``.
 
-Of the next group's loads those from far away start before a group's first step back, those from
+Of the next group's loads those of the inputs start before a group's first step back, those from
 scratch memory before its last, when there are registers for them.
 """
 
@@ -96,6 +96,9 @@ def recompute_chunk(
                     at = below + (s + i) // EVERY * (32 * N)
                     store_states(at, states, lane, Q, SCRATCH)
                 states = step_forth(states, dts[i], drives[i], rows[i], a, lane, N)
+        elif not EVEN:  # what is not used must be numbers all the same
+            for i in tl.static_range(EVERY, U, EVERY):
+                store_states(below + (s + i) // EVERY * (32 * N), states, lane, Q, SCRATCH)
         group, coming = following, later
     return states
 
@@ -277,6 +280,7 @@ def walk_back_kernel(
     HEAD: tl.constexpr = Q // 2 if saved.dtype.element_ty == tl.bfloat16 else Q
     STEP: tl.constexpr = 6 + INPUTS
     SINGLE: tl.constexpr = U == 1
+    EARLY: tl.constexpr = 0 if INPUTS > 1 else U - 1  # more take the registers of what is computed
     a = log2_decays(a_log + k * D * N, d, lane, D, N)
     weight = load_weight(dt_weight + k * D * R, d, lane, D, R, N)
     bias = tl.load(dt_bias + k * D + d, mask=in_d, other=0.0)
@@ -333,7 +337,7 @@ def walk_back_kernel(
                 carried = carried[: 2 * Q] + h[U * Q :] + carried[3 * Q :]
             for i in tl.static_range(U - 1, -1, -1):
                 # The assembler would move loads behind their step, but not behind its branch.
-                if i == U - 1:
+                if i == EARLY:
                     there = pixels_of(before, lane, U)
                     earliest = load_pixels(orders, t - 2 * U, L, lane, 1, U)
                     inputs = load_inputs(

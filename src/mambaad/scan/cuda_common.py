@@ -74,7 +74,7 @@ def softplus_of(z):
 @triton.jit
 def decays_of(dt, a):
     """exp(Δ A), (32, 4), for Δ (32,) and A log2 e as ``log2_decays`` gives it."""
-    return tl.exp2(dt[:, None] * a + EXP2_BIAS)
+    return tl.exp2(tl.fma(dt[:, None], a, EXP2_BIAS))
 
 
 @triton.jit
