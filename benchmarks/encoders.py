@@ -36,7 +36,7 @@ from safetensors.torch import save_file
 from timing import SPREAD, graphed, refuse, relative_error, spread, timed
 from torch import Tensor, nn
 
-from mambaad.inference import exact_float32
+from mambaad.devices import exact_float32
 from mambaad.metrics.report import FIELDS
 from mambaad.model.encoder import FrozenEncoder, build_encoder
 from mambaad.model.fold import inference_copy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mambaad.devices import autocast, pick_device, resolve_precision
+from mambaad.devices import autocast, exact_float32, pick_device, resolve_precision
 from mambaad.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -51,3 +51,32 @@ def test_auto_is_bf16_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_autocast_is_the_precision_of_a_matrix_product(precision: str, dtype: torch.dtype) -> None:
     with autocast(precision, CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("products", ["highest", "high"])
+def test_float32_on_cuda_is_float32_whatever_the_program_asked_for(products: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(products)
+    try:
+        with exact_float32(torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == products
+        assert torch.backends.cudnn.allow_tf32
+        with exact_float32(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == products
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_who_leaves_first_takes_float32_from_nobody() -> None:
+    """As two threads do that score with networks of their own."""
+    gpu = torch.device("cuda")
+    torch.backends.cudnn.allow_tf32 = True
+    one, other = exact_float32(gpu), exact_float32(gpu)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    other.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32

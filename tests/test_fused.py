@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mambaad.fused as fused
+from mambaad import triton_support
 from mambaad.fused import depthwise
 from mambaad.fused.cosine import cosine_distance
 from mambaad.fused.instance import instance_norm_silu
@@ -40,9 +41,9 @@ class Calls(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
-    fused._triton_runs.cache_clear()
+    triton_support.missing_for_triton.cache_clear()
     yield
-    fused._triton_runs.cache_clear()
+    triton_support.missing_for_triton.cache_clear()
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -50,8 +51,8 @@ def asked_anew() -> Iterator[None]:
 def test_a_gpu_without_triton_computes_in_plain_torch(
     monkeypatch: pytest.MonkeyPatch, name: str, runs: bool
 ) -> None:
-    monkeypatch.setattr(fused, "find_spec", lambda _: object() if runs else None)
-    monkeypatch.setattr(fused.shutil, "which", lambda _: "/usr/bin/cc")
+    monkeypatch.setattr(triton_support, "find_spec", lambda _: object() if runs else None)
+    monkeypatch.setattr(triton_support.shutil, "which", lambda _: "/usr/bin/cc")
     # torch's convolution needs a GPU even to pretend
     monkeypatch.setattr(depthwise, "definition", lambda x, *_, **__: x)
     with FakeTensorMode(), Calls() as calls:
@@ -61,7 +62,7 @@ def test_a_gpu_without_triton_computes_in_plain_torch(
 
 
 def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "find_spec", lambda _: object())
-    monkeypatch.setattr(fused.shutil, "which", lambda _: None)
+    monkeypatch.setattr(triton_support, "find_spec", lambda _: object())
+    monkeypatch.setattr(triton_support.shutil, "which", lambda _: None)
     assert not fused.triton_runs()
     assert not torch.compile(lambda: fused.triton_runs(), backend="eager", fullgraph=True)()

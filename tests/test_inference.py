@@ -22,7 +22,6 @@ from mambaad.inference import (
     Scorer,
     batch_size_for,
     batches,
-    exact_float32,
     picture_scores,
     score_pictures,
     scoring_precision,
@@ -201,22 +200,6 @@ def test_batch_sizes() -> None:
     gpu = torch.device("cuda")
     assert batch_size_for(CPU, (256, 256)) == 8
     assert [batch_size_for(gpu, (s, s)) for s in (256, 512, 544)] == [64, 64, 32]
-
-
-@pytest.mark.parametrize("products", ["highest", "high"])
-def test_float32_on_cuda_is_float32_whatever_the_program_asked_for(products: str) -> None:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(products)
-    try:
-        with exact_float32(torch.device("cuda")):
-            assert torch.get_float32_matmul_precision() == "highest"
-            assert not torch.backends.cudnn.allow_tf32
-        assert torch.get_float32_matmul_precision() == products
-        assert torch.backends.cudnn.allow_tf32
-        with exact_float32(torch.device("cpu")):
-            assert torch.get_float32_matmul_precision() == products
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def every_value() -> Tensor:

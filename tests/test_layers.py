@@ -13,7 +13,7 @@ import mambaad
 PACKAGE = Path(mambaad.__file__).parent
 
 LAYERS = [
-    {"constants", "errors", "threads"},
+    {"constants", "errors", "threads", "triton_support"},
     {"files"},
     {"checks", "layout_names", "recipes", "settings_table", "tiling"},
     {"train_config"},

@@ -14,6 +14,7 @@ from helpers import ScanInputs, deviation, scan_inputs
 from interpreter import interpreted_device
 from torch import Tensor
 
+from mambaad import triton_support
 from mambaad.errors import BackendError
 from mambaad.scan import cross_scan, reference, resolve_backend, tuning
 from mambaad.scan.tuning import Tiling
@@ -304,8 +305,8 @@ def test_auto_on_a_gpu_without_triton_says_so_once(
     import mambaad.scan as scan
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(scan, "find_spec", lambda _: None)
-    scan._missing_for_triton.cache_clear()
+    monkeypatch.setattr(triton_support, "find_spec", lambda _: None)
+    triton_support.missing_for_triton.cache_clear()
     scan._tell_once.cache_clear()
     gpu = torch.device("cuda")
     assert [resolve_backend("auto", gpu, torch.float32) for _ in range(2)] == ["torch", "torch"]
@@ -313,7 +314,7 @@ def test_auto_on_a_gpu_without_triton_says_so_once(
         "the scan runs without its GPU kernel, many times slower: "
         "Triton is not installed (pip install triton)"
     ]
-    scan._missing_for_triton.cache_clear()
+    triton_support.missing_for_triton.cache_clear()
 
 
 def test_long_sums_over_the_batch_lose_nothing() -> None:

@@ -137,7 +137,7 @@ def manual(
     Args:
         threshold: Scores above it are called defective.
         known: The run's calibration, whose categories are kept.
-        category: One more category, for a run without a calibration.
+        category: One more category; only without ``known``, which knows its own.
 
     Raises:
         ConfigError: If it is not a finite number.
@@ -145,7 +145,7 @@ def manual(
     if not math.isfinite(threshold):
         raise ConfigError(f"the threshold must be a finite number, got {threshold}")
     same = Threshold(threshold, 0, math.nan, math.nan)
-    names = [*(known.categories if known else ()), *([category] if category else ())]
+    names = known.categories if known else [category] if category else []
     return Calibration("given", math.nan, same, dict.fromkeys(names, same))
 
 

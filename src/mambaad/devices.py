@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -58,3 +61,49 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """
     enabled = resolve_precision(precision, device) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Convolutions and matrix products of float32 tensors on a CUDA device in float32, not TF32.
+
+    cuDNN would round its inputs by default, cuBLAS where the program or its surroundings ask for
+    it (``torch.set_float32_matmul_precision``; some containers set a variable). The settings are
+    the whole process's: the first thread to enter sets them, the last to leave puts them back.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    _exact.enter()
+    try:
+        yield
+    finally:
+        _exact.leave()
+
+
+class _Exact:
+    """Who is in ``exact_float32``, and what was set before."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.before = (True, "highest")
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+                torch.backends.cudnn.allow_tf32 = False
+                if self.before[1] != "highest":
+                    torch.set_float32_matmul_precision("highest")
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                torch.backends.cudnn.allow_tf32 = self.before[0]
+                if self.before[1] != "highest":
+                    torch.set_float32_matmul_precision(self.before[1])
+
+
+_exact = _Exact()

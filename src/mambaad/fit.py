@@ -25,10 +25,9 @@ from torch import Tensor, nn
 from mambaad.average import WeightAverage
 from mambaad.batches import Batches, Feed
 from mambaad.config import TrainConfig
-from mambaad.devices import autocast
+from mambaad.devices import autocast, exact_float32
 from mambaad.errors import TrainingError
 from mambaad.graphs import GraphedStep, Lane
-from mambaad.inference import exact_float32
 from mambaad.mixed import MixedPrecision
 from mambaad.optimisers import StableAdamW
 from mambaad.schedules import rate_factor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from mambaad.blend import Blend
 from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.data.cache import Progress, Store
 from mambaad.data.tensors import normalise
-from mambaad.devices import autocast, resolve_precision
+from mambaad.devices import autocast, exact_float32, resolve_precision
 from mambaad.model import onednn
 from mambaad.model.fold import inference_copy
 from mambaad.model.mambaad import MambaAD
@@ -359,28 +359,6 @@ def batches(
             done += len(part)
             if progress is not None:
                 progress(done, len(chosen))
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Convolutions and matrix products of float32 tensors on a CUDA device in float32, not TF32.
-
-    cuDNN would round its inputs by default, cuBLAS where the program or its surroundings ask for
-    it (``torch.set_float32_matmul_precision``; some containers set a variable).
-    """
-    if device.type != "cuda":
-        yield
-        return
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    torch.backends.cudnn.allow_tf32 = False
-    if products != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = convolutions
-        if products != "highest":
-            torch.set_float32_matmul_precision(products)
 
 
 def _check(images: Tensor) -> None:

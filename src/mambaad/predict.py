@@ -231,13 +231,14 @@ def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[
         DatasetError: If a path does not exist, or there is no picture in a folder.
     """
     found: list[tuple[Path, Path]] = []
+    left = None if leave_out is None else leave_out.resolve()
     for path in paths:
         if path.is_dir():
             inside = [
                 file
                 for file in list_pictures(path)
                 if not set(file.relative_to(path).parts[:-1]) & set(MASK_NAMES)
-                and (leave_out is None or not file.is_relative_to(leave_out))
+                and (left is None or not file.resolve().is_relative_to(left))
             ]
             if not inside:
                 raise DatasetError(f"no pictures in {path}")

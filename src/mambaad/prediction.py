@@ -52,7 +52,7 @@ class Prediction:
     @property
     def pred_mask(self) -> NDArray[np.bool_] | None:
         """(H, W) at the network's size: pixels above the threshold; None without one."""
-        return None if self.threshold is None else self.anomaly_map > self.threshold
+        return None if self.threshold is None else self._above(self.threshold)
 
     @property
     def box(self) -> Box:
@@ -65,7 +65,7 @@ class Prediction:
 
         middle = (float(np.median(self.anomaly_map)) + self.pred_score) / 2
         level = self.threshold if self.pred_label and self.threshold is not None else middle
-        regions, _ = ndimage.label(self.anomaly_map > level, np.ones((3, 3)))
+        regions, _ = ndimage.label(self._above(level), np.ones((3, 3)))
         peak = np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape)
         if regions[peak] == 0:  # a flat map
             return 0, 0, self.picture_size[1], self.picture_size[0]
@@ -77,6 +77,10 @@ class Prediction:
             int(np.ceil(columns.stop * x)),
             int(np.ceil(rows.stop * y)),
         )
+
+    def _above(self, level: float) -> NDArray[np.bool_]:
+        """In float64, as scores are compared: NumPy would round the level to float32."""
+        return self.anomaly_map > np.float64(level)
 
     def as_dict(self) -> dict[str, Any]:
         """The prediction without its map, as JSON can hold it; the keys are ``FIELDS``."""

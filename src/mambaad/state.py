@@ -7,7 +7,6 @@ is, and of what settings and data.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +67,36 @@ def load_state(
     A running mean that was not saved begins anew with the weights.
 
     Raises:
-        CheckpointError: If the file is damaged, or the pictures are not those of the run.
+        CheckpointError: If the file is damaged or of another network, or the pictures are not those
+            of the run.
         ConfigError: If the settings are not those of the run.
     """
     tensors, about = checkpoint.load_tensors(run / checkpoint.STATE)
-    if about.get("config") != json.loads(json.dumps(config.to_mapping())):
+    # a setting that the state does not name is newer than the run and at its default
+    if Config.from_mapping(about.get("config", {}), complete=True) != config:
         raise ConfigError(f"the settings differ from those {run} began with; resume without any")
     if about.get("data_fingerprint") != fingerprint:
         raise CheckpointError(
             f"the pictures have changed since {run} began: files were added, removed, renamed or "
             "rewritten. Put them back, or train anew in another folder"
         )
+    try:
+        _put_back(tensors, model, optimizer, average)
+        return int(about["step"]), float(about["seconds"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        cause = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{run / checkpoint.STATE} does not fit this network and recipe ({cause}): it is of "
+            "another version. Train anew in another folder"
+        ) from error
+
+
+def _put_back(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> None:
     by_part: dict[str, dict[str, Tensor]] = {
         part: {} for part in ("model", "average", "optimizer", "random")
     }
@@ -98,4 +116,3 @@ def load_state(
     device = next(model.parameters()).device
     if device.type == "cuda" and "cuda" in by_part["random"]:
         torch.cuda.set_rng_state(by_part["random"]["cuda"], device)
-    return int(about["step"]), float(about["seconds"])

@@ -38,6 +38,7 @@ from mambaad.devices import pick_device, resolve_precision
 from mambaad.errors import CheckpointError, ConfigError
 from mambaad.fit import build_optimizer, computing, fit
 from mambaad.inference import score_pictures
+from mambaad.kept_pictures import LIST
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
 from mambaad.model.losses import rebuilding_loss
@@ -185,7 +186,7 @@ def _recentre(model: MambaAD, data: Batches, resumed: bool) -> None:
 
 def _is_prepared(run: Path, config: Config) -> bool:
     """Whether ``extend`` does this: it starts from trained weights and sets thresholds itself."""
-    return run.absolute() in Path(config.data.root).parents
+    return Path(config.data.root) == (run / LIST).absolute()
 
 
 def _batch_size(

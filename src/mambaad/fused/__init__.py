@@ -6,21 +6,15 @@ Triton kernels for CUDA tensors. Feature maps are channels last, (B, H, W, C).
 
 from __future__ import annotations
 
-import os
-import shutil
-from functools import lru_cache
-from importlib.util import find_spec
-
 from mambaad.constants import constant_result
+from mambaad.triton_support import missing_for_triton
 
 
 @constant_result
 def triton_runs() -> bool:
-    """Whether Triton is there, and the C compiler that it builds its launchers with."""
+    """See ``missing_for_triton``."""
     return _triton_runs()
 
 
-@lru_cache(maxsize=1)
 def _triton_runs() -> bool:
-    names = filter(None, (os.environ.get("CC"), "gcc", "clang", "cc"))
-    return find_spec("triton") is not None and any(map(shutil.which, names))
+    return missing_for_triton() is None

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
@@ -20,6 +18,7 @@ from mambaad.constants import constant_result
 from mambaad.errors import BackendError
 from mambaad.scan.operator import cross_scan_forward
 from mambaad.scan.orders import METHODS, direction_orders
+from mambaad.triton_support import missing_for_triton
 
 __all__ = ["METHODS", "Backend", "cross_scan", "direction_orders", "resolve_backend"]
 
@@ -143,17 +142,7 @@ def _no_triton_for(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"it needs tensors on a CUDA device, got {device}"
     if dtype != torch.float32:
         return f"it computes in float32, got {dtype}"
-    return None if interpreted else _missing_for_triton()
-
-
-@lru_cache(maxsize=1)
-def _missing_for_triton() -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    # Triton builds a small launcher with the system's C compiler at the first use of a kernel.
-    if not any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")))):
-        return "Triton needs a C compiler (gcc or clang) at the first use of a kernel"
-    return None
+    return None if interpreted else missing_for_triton()
 
 
 @lru_cache(maxsize=8)

@@ -26,8 +26,10 @@ def sum_rows_kernel(
     """The sum of ``rows`` (COUNT, size / FROM, FROM), put at the end of rows of TO numbers."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
-    for j in range(0, COUNT):
-        total += tl.load(rows + j * size + at, mask=at < size, other=0.0)
+    source = rows + at
+    for _ in range(0, COUNT):
+        total += tl.load(source, mask=at < size, other=0.0)
+        source += size
     place = at // FROM * TO + (TO - FROM) + at % FROM
     tl.store(out + place, total.to(out.dtype.element_ty), mask=at < size)
 

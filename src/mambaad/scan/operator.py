@@ -7,7 +7,6 @@ single node with known shapes and ``opcheck`` can test it. Which home runs is an
     torch       the same with the steps taken in parallel chunks          reference.py
     numba       compiled for the CPU, float32                             cpu.py
     triton      compiled for CUDA GPUs; x and projections may be 16-bit   cuda.py
-                (then the states saved for its gradient are bfloat16)
 """
 
 from __future__ import annotations
