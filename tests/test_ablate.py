@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training import StopAt
@@ -14,7 +15,9 @@ from mambaad import checkpoint
 from mambaad.ablate import (
     Job,
     check_protocol,
+    check_weights,
     commands,
+    gather,
     plan,
     results,
     run_here,
@@ -26,7 +29,9 @@ from mambaad.ablate import (
 from mambaad.config import Config
 from mambaad.errors import CheckpointError, ConfigError
 from mambaad.grids import Grid, Published, Row
+from mambaad.model.encoder import file_source
 from mambaad.sheets import to_text
+from mambaad.testing import run_test
 
 TWO = Published((50.0, 60.0, 70.0, 80.0, 90.0, 10.0, 20.0), 54.286, 1.5, 2.5)
 GRID = Grid(
@@ -101,6 +106,94 @@ def test_a_folder_of_other_settings_is_refused(done: Job, tiny_config: Config) -
     )
     with pytest.raises(ConfigError, match=r"has train\.epochs = 1, not 9: choose another --out"):
         state_of(other, "exact")
+
+
+@pytest.mark.parametrize("other", [{"pro_limit": 0.05}, {"categories": ["metal"]}])
+def test_another_test_is_not_taken_for_the_tables(done: Job, other: dict[str, Any]) -> None:
+    run_test(done.run, device="cpu", **other)
+    assert state_of(done, "exact") == "to test"
+    assert to_text(results(GRID, [done], "exact"))[0][2] == "0 of 1"
+    run_here(done, "exact", device="cpu")
+    assert state_of(done, "exact") == "done"
+    found = json.loads((done.run / "evaluation.json").read_text())
+    assert (found["pro_limit"], list(found["categories"])) == (0.3, ["metal", "wood"])
+
+
+def test_a_data_set_that_has_changed_since_is_tested_once(
+    done: Job, tiny_config: Config, tmp_path: Path
+) -> None:
+    moved = tmp_path / "data"
+    shutil.copytree(tiny_config.data.root, moved)
+    config = done.config.override({"data.root": str(moved)})
+    checkpoint.save_config(done.run, config)
+    next((moved / "wood" / "test" / "good").iterdir()).unlink()
+    job = Job(done.row, done.seed, done.run, config)
+    run_here(job, "exact", device="cpu")
+    assert state_of(job, "exact") == "done"
+
+
+def copies(source: Job, base: Config, out: Path, weights: dict[tuple[str, int], str]) -> None:
+    """Folders like a tested one for rows and seeds, with these records of their weights."""
+    for (row, seed), text in weights.items():
+        (job,) = plan(base, GRID.select([row]), [seed], out)
+        shutil.copytree(source.run, job.run)
+        checkpoint.save_config(job.run, job.config)
+        record = checkpoint.load_provenance(job.run)
+        checkpoint.save_provenance(job.run, {**record, "encoder_weights": text})
+
+
+def test_the_table_is_of_all_that_is_there(
+    done: Job, jobs: list[Job], tiny_config: Config, tmp_path: Path
+) -> None:
+    run_here(done, "exact", device="cpu")
+    out, text = tmp_path / "out", "filterbank: fixed filters"
+    copies(done, tiny_config, out, {("sweep", 7): text, ("zigzag", 3): text, ("zigzag", 5): text})
+    copies(done, tiny_config.override({"train.epochs": 9}), out, {("sweep", 8): text})
+    copies(done, tiny_config, out, {("zigzag", 6): "file other.pth", ("zigzag", 9): text})
+    shutil.copytree(out / "zigzag" / "seed-5", out / "zigzag" / "seed-05")  # not of a table
+    (out / "zigzag" / "seed-9" / "evaluation.json").write_text("{")
+    found, remarks = gather(GRID, tiny_config, [jobs[1]], out, "exact")
+    assert [str(job) for job in found] == ["sweep, seed 7", "zigzag, seed 3", "zigzag, seed 5"]
+    assert remarks[0] == (
+        f"not in this table: {out / 'sweep' / 'seed-8'} has train.epochs = 9, not 1"
+    )
+    assert "evaluation.json is not what mambaad test writes" in remarks[1]
+    assert remarks[2:] == [
+        f"not in this table: {out / 'zigzag' / 'seed-6'} has encoder weights of file other.pth, "
+        f"not of {text}"
+    ]
+    sheet = results(GRID, found, "exact", remarks)
+    assert [row[:3] for row in to_text(sheet)] == [
+        ["sweep", "here", "1"], ["sweep", "paper", ""], ["zigzag", "here", "2"],
+    ]  # fmt: skip
+    assert set(remarks) < set(sheet.notes)
+    assert gather(GRID, tiny_config, [jobs[1]], out, "ader")[0] == [jobs[1]]
+
+
+def test_runs_of_other_weights_are_refused(
+    done: Job, jobs: list[Job], tiny_config: Config, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one.pth", tmp_path / "other.pth"
+    one.write_bytes(b"1")
+    other.write_bytes(b"2")
+    given, out = {"": one}, tmp_path / "out"
+    check_weights(jobs, given)
+    copies(done, tiny_config, out, {("sweep", 3): file_source(one)})
+    check_weights(jobs, given)
+    check_weights(jobs[:1], {})  # nothing is to train
+    with pytest.raises(
+        ConfigError, match=r"has encoder weights of file one\.pth .*, not of file o"
+    ):
+        check_weights(jobs, {"filterbank": other})
+    one.rename(other)
+    check_weights(jobs, {"": other})
+    other.write_bytes(b"3")
+    with pytest.raises(ConfigError, match=r"choose another --out, or give the weights that it"):
+        check_weights(jobs, {"": other})
+    with pytest.raises(ConfigError, match=r"give it with --encoder-weights for zigzag, seed 3 too"):
+        check_weights(jobs, {})
+    copies(done, tiny_config, out, {("zigzag", 3): "file other.pth"})  # of before: a name alone
+    check_weights(jobs[1:2], {"": other})
 
 
 def test_results_stand_beside_the_papers(done: Job, jobs: list[Job], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from mambaad import checkpoint
 from mambaad.config import Config, read_config
@@ -89,3 +90,36 @@ def test_provenance_holds_no_path(tiny_config: Config) -> None:
     assert record["seed"] == 3
     assert record["device"]
     assert not any("/" in str(v) for k, v in record.items() if k != "device")
+
+
+def test_others_may_read_tensors_as_they_may_any_file(tmp_path: Path) -> None:
+    checkpoint.save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)})
+    (tmp_path / "b").touch()
+    modes = [(tmp_path / name).stat().st_mode for name in ("a.safetensors", "b")]
+    assert modes[0] == modes[1]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: .*No space left on device"):
+        checkpoint.save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").mkdir()  # root may read any file, and no folder
+    with pytest.raises(CheckpointError, match="Is a directory"):
+        checkpoint.load_tensors(tmp_path / "a.safetensors")
+
+
+def test_a_record_comes_back(tmp_path: Path) -> None:
+    assert checkpoint.load_provenance(tmp_path) == {}
+    checkpoint.save_provenance(tmp_path, {"encoder_weights": "file a.pth"})
+    assert checkpoint.load_provenance(tmp_path) == {"encoder_weights": "file a.pth"}
+    for damaged in ("{", "[1]", "3"):
+        (tmp_path / "provenance.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json: .*remove it"):
+            checkpoint.load_provenance(tmp_path)

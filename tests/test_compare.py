@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mambaad.checkpoint import save_config, save_provenance
-from mambaad.compare import comparison, group_by_seed, read_result, row_names
+from mambaad.compare import comparison, group_by_seed, read_result, row_names, same_weights
 from mambaad.config import Config
 from mambaad.errors import CheckpointError, ConfigError
 from mambaad.metrics import FIELDS
@@ -23,12 +23,14 @@ def make_run(
     *,
     protocol: str = "exact",
     data: str = "f00d",
+    weights: str | None = None,
     **settings: Any,
 ) -> Path:
     """A run folder whose metrics are all ``value``, a tenth higher in the category ``nut``."""
     named = {name.replace("__", "."): v for name, v in settings.items()}
     save_config(folder, Config().override({"data.root": "/data/set", **named}))
-    save_provenance(folder, {"training_seconds": 12.5})
+    known = {} if weights is None else {"encoder_weights": weights}
+    save_provenance(folder, {"training_seconds": 12.5, **known})
     reports = {
         name: dict.fromkeys(FIELDS, None if value is None else value + more)
         for name, more in (("bolt", 0.0), ("nut", 0.1))
@@ -88,6 +90,70 @@ def test_seeds_of_the_same_settings_are_one_row(tmp_path: Path) -> None:
     assert sheet.notes == (
         "protocol exact, AUPRO to a false positive rate of 0.3; ±: sample deviation over the seeds",
     )
+
+
+ONE, OTHER = "(SHA-256 0123456789ab)", "(SHA-256 ba9876543210)"
+BUILTIN = "built-in encoder c598fc01, part of the package"
+
+
+def test_other_weights_of_the_encoder_are_another_row(tmp_path: Path) -> None:
+    weights = [f"file a.pth {ONE}", f"file a.pth {OTHER}", f"file renamed.pth {ONE}"]
+    results = [
+        read_result(make_run(tmp_path / str(seed), seed / 10, weights=text, train__seed=seed))
+        for seed, text in enumerate(weights)
+    ]
+    groups = group_by_seed(results)
+    assert [[r.config.train.seed for r in group] for group in groups] == [[0, 2], [1]]
+    assert row_names(groups) == [f"encoder_weights={text}" for text in weights[:2]]
+    # a run of before has no content in its record: here it may be either, there only the one
+    old = read_result(make_run(tmp_path / "3", 0.3, weights="file a.pth", train__seed=3))
+    assert [len(g) for g in group_by_seed([*results, old])] == [2, 1, 1]
+    assert [len(g) for g in group_by_seed([old, results[0]])] == [2]
+    assert [len(g) for g in group_by_seed([old, results[2]])] == [1, 1]
+    unknown = read_result(make_run(tmp_path / "4", 0.4, train__seed=4))
+    assert [len(g) for g in group_by_seed([results[0], unknown, results[2]])] == [3]
+
+
+def test_weights_of_different_encoders_are_not_told(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path / "1", 0.1, weights=BUILTIN, model__encoder="builtin"),
+        make_run(tmp_path / "2", 0.2, weights=f"file a.pth {ONE}", model__encoder="resnet18"),
+    ]
+    found = [read_result(run) for run in runs]
+    assert row_names(group_by_seed(found)) == ["encoder=builtin", "encoder=resnet18"]
+
+
+def test_records_of_weights_are_compared_by_content() -> None:
+    assert same_weights(f"file a.pth {ONE}", f"file b.pth {ONE}")
+    assert not same_weights(f"file a.pth {ONE}", f"file a.pth {OTHER}")
+    assert same_weights(f"file a.pth {ONE}", "file a.pth")
+    assert not same_weights(f"file a.pth {ONE}", "file b.pth")
+    assert not same_weights("timm resnet34.tv_in1k", f"file a.pth {ONE}")
+    assert same_weights(BUILTIN, f"{BUILTIN}, worded otherwise")
+    assert not same_weights(BUILTIN, BUILTIN.replace("c598", "c599"))
+    assert same_weights("", f"file a.pth {ONE}")
+
+
+@pytest.mark.parametrize(
+    ("record", "about", "whole"),
+    [
+        ({"data_fingerprint": "f00d"}, {"data_fingerprint": "f00d"}, True),
+        ({"data_fingerprint": "f00d"}, {"data_fingerprint": "beef"}, False),
+        ({"data_fingerprint": "f00d", "categories": ["bolt"]}, {"data": "/data/set"}, True),
+        ({"categories": ["bolt", "cap", "nut"]}, {"data": "/data/set"}, False),
+        ({"categories": ["bolt", "nut"]}, {"data": "/other/set"}, False),
+        ({}, {"data": "/data/set"}, True),
+        ({}, {}, False),
+    ],
+)
+def test_a_test_of_all_the_runs_own_pictures_is_known(
+    record: dict[str, Any], about: dict[str, str], whole: bool, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, 0.5)
+    save_provenance(run, record)
+    document = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps({**document, "about": about}))
+    assert read_result(run).whole is whole
 
 
 def test_rows_by_category(tmp_path: Path) -> None:

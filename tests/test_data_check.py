@@ -210,6 +210,17 @@ def test_pictures_alone_are_said_to_be_taken_as_good(tmp_path: Path) -> None:
     assert check(tmp_path).notes[-1].startswith("there is no good/ folder: all 1 pictures are")
 
 
+def test_files_with_other_endings_are_a_note(root: Path) -> None:
+    for name in ("nut/train/good/x.gif", "nut/readme.txt", "pill/train/good/y.dcm"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    assert "2 files with other endings (.dcm, .gif) are left out" in check(root).notes
+    notes = check(root, categories=["nut"]).notes
+    assert "1 file with another ending (.gif) is left out" in notes
+    (root / "samples.csv").write_text("image_path,label_index\nnut/train/good/0.png,0\n")
+    assert not any("left out" in note for note in check(root).notes)  # what a list names counts
+
+
 def test_the_result_is_json(root: Path) -> None:
     picture(root / "nut/preview.png", mode="L")
     result = check(root)

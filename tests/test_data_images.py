@@ -14,9 +14,12 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from PIL import Image
 
-from mambaad.data import images
+from mambaad.data import images, list_pictures
 from mambaad.data.images import (
+    OTHER_SUFFIXES,
+    PICTURE_SUFFIXES,
     describe_picture,
+    left_out_note,
     load_mask,
     load_picture,
     picture_from_array,
@@ -409,3 +412,24 @@ def test_a_folder_of_masks_counts_together(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="a folder without masks"):
         load_mask(tmp_path / "empty")
+
+
+def test_other_pictures_in_folders_are_counted_once(tmp_path: Path) -> None:
+    for name in ("a/x.gif", "a/b/y.GIF", "a/b/z.nef", "a/xyz/z.exr", "c/x.json", "c/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "b" / "again").symlink_to(tmp_path / "a")
+    folders = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "c"]
+    note = "3 files with other endings (.gif, .nef) are left out"
+    assert left_out_note(folders, {"xyz"}) == note
+    assert left_out_note([tmp_path / "a" / "xyz"]) == (
+        "1 file with another ending (.exr) is left out"
+    )
+    assert left_out_note([tmp_path / "c"]) is None
+    assert not OTHER_SUFFIXES & PICTURE_SUFFIXES
+
+
+def test_jfif_is_a_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 3), (9, 9, 9)).save(tmp_path / "x.jfif")
+    assert list_pictures(tmp_path) == [tmp_path / "x.jfif"]
+    assert load_picture(tmp_path / "x.jfif").shape == (3, 4, 3)

@@ -29,6 +29,13 @@ def views(number: int, kind: str, seen: tuple[int, ...] = ()) -> list[dict[str, 
 
 TRAIN = views(1, "OK") + views(2, "OK")
 TEST = views(3, "OK") + views(1, "HS", (1, 4)) + views(2, "ZW", (2,))
+# three views of a defective toy on which nothing is seen, and four of the other, are good
+ALL_VIEWS = {
+    ("toy", "train", "good"): 10,
+    ("toy", "test", "good"): 5 + 3 + 4,
+    ("toy", "test", "HS"): 2,
+    ("toy", "test", "ZW"): 1,
+}
 
 
 def build(root: Path, pictures: str, lists: str, single: str = "") -> Path:
@@ -57,13 +64,7 @@ def build(root: Path, pictures: str, lists: str, single: str = "") -> Path:
 def test_all_views(tmp_path: Path, pictures: str, lists: str) -> None:
     dataset = read_dataset(build(tmp_path, pictures, lists))
     assert dataset.layout == "real-iad"
-    # three views of a defective toy on which nothing is seen, and four of the other, are good
-    assert counts(dataset) == {
-        ("toy", "train", "good"): 10,
-        ("toy", "test", "good"): 5 + 3 + 4,
-        ("toy", "test", "HS"): 2,
-        ("toy", "test", "ZW"): 1,
-    }
+    assert counts(dataset) == ALL_VIEWS
     assert all((s.mask is not None) == s.is_anomalous for s in dataset)
     assert all(s.mask is None or s.mask.stem == f"{s.image.stem}_mask" for s in dataset)
     assert dataset.notes[0].startswith("labels and splits from ")
@@ -115,6 +116,83 @@ def test_folders_without_lists_are_not_guessed_at(tmp_path: Path) -> None:
     build(tmp_path, ".", "realiad_jsons")
     with pytest.raises(DatasetError, match="has no realiad_jsons_sv/<category>"):
         read_dataset(tmp_path, "real-iad-single")
+
+
+@pytest.mark.parametrize("layout", ["auto", "real-iad"])
+@pytest.mark.parametrize(
+    ("pictures", "lists"),
+    [
+        (".", "."),
+        (".", "realiad_jsons"),
+        (".", "realiad_jsons/realiad_jsons"),
+        ("realiad_256", "realiad_256"),
+        ("realiad_256", "realiad_256/realiad_jsons"),
+        ("realiad_1024", "realiad_jsons"),
+        ("realiad_1024", "realiad_jsons/realiad_jsons"),
+    ],
+)
+def test_one_category(tmp_path: Path, pictures: str, lists: str, layout: str) -> None:
+    root = build(tmp_path, pictures, lists) / pictures / "toy"
+    lay(root.parent, "usb/OK/S0001/usb_0001_OK_C1_20231025.jpg")
+    dataset = read_dataset(root, layout)
+    assert dataset.layout == "real-iad"
+    assert counts(dataset) == ALL_VIEWS
+    assert all(s.image.is_relative_to(root) and s.image.is_file() for s in dataset)
+    source = tmp_path / lists / "toy.json"
+    assert dataset.notes == (f"labels and splits from {source}, pictures from {root}",)
+    assert read_dataset(root, layout, ["toy"]).samples == dataset.samples
+    with pytest.raises(DatasetError, match=r"no category \['usb'\] in .*; it has \['toy'\]"):
+        read_dataset(root, layout, ["usb"])
+
+
+@pytest.mark.parametrize(
+    ("inside", "root"),
+    [
+        ("realiad_256/toy", "."),
+        ("realiad_256/toy/OK", ".."),
+        ("realiad_256", "toy"),
+        ("realiad_256", "."),
+        ("realiad_256/toy", ".."),
+    ],
+)
+def test_a_short_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str, root: str
+) -> None:
+    build(tmp_path, "realiad_256", "realiad_jsons")
+    monkeypatch.chdir(tmp_path / inside)
+    assert counts(read_dataset(root)) == ALL_VIEWS
+
+
+@pytest.mark.parametrize("single", ["realiad_jsons_sv", "realiad_jsons/realiad_jsons_sv"])
+@pytest.mark.parametrize("pictures", [".", "realiad_512"])
+def test_a_single_view_of_one_category(tmp_path: Path, pictures: str, single: str) -> None:
+    root = build(tmp_path, pictures, "realiad_jsons", single) / pictures / "toy"
+    assert counts(read_dataset(root)) == ALL_VIEWS
+    dataset = read_dataset(root, "real-iad-single")
+    assert len(dataset) == 5
+    assert all("_C1_" in s.image.name for s in dataset)
+
+
+@pytest.mark.parametrize("lists", ["", "toy", "realiad_jsons_fuiad_0.1"])
+def test_one_category_without_its_list_is_not_guessed_at(tmp_path: Path, lists: str) -> None:
+    root = build(tmp_path, ".", lists) / "toy"
+    (tmp_path / "usb.json").write_text("{}")  # another category's says nothing of this one
+    for layout, name in (
+        ("auto", "realiad_jsons"),
+        ("real-iad", "realiad_jsons"),
+        ("real-iad-single", "realiad_jsons_sv"),
+    ):
+        with pytest.raises(DatasetError, match=rf"but has no {name}/toy\.json beside") as caught:
+            read_dataset(root, layout)
+        assert str(caught.value).startswith(f"{root} looks like one category of Real-IAD but")
+    assert read_dataset(root, "folder").layout == "folder"
+
+
+def test_lists_of_other_categories_alone_are_none(tmp_path: Path) -> None:
+    build(tmp_path, ".", "")
+    lay(tmp_path, "realiad_jsons/usb.json", "realiad_jsons/realiad_jsons_sv/usb.json")
+    with pytest.raises(DatasetError, match="looks like Real-IAD but has no realiad_jsons/<cat"):
+        read_dataset(tmp_path)
 
 
 def test_a_listed_category_may_be_absent(tmp_path: Path) -> None:

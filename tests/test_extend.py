@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from mambaad.cli import main
 from mambaad.data import load_picture, read_dataset
 from mambaad.data.synthetic import synthesize
 from mambaad.extend import Plan, begin
-from mambaad.kept_pictures import HELD_OUT, LIST, draw, find_pictures
+from mambaad.kept_pictures import HELD_OUT, LIST, draw, find_pictures, write_list
 
 SMALL = (
     "--encoder", "filterbank", "--epochs", "2", "--image-size", "64", "--batch-size", "4",
@@ -61,6 +63,7 @@ def test_old_and_new_products_are_in_one_run(
     shown = capsys.readouterr()
     assert f"next: mambaad test {out}" in shown.out
     assert "replayed: 4 of 6 pictures of 2 old products, from data set" in shown.out
+    assert "no test pictures" not in shown.out
     assert (base / "model.safetensors").read_bytes() == before
     config, _ = load_model(out)
     assert (config.train.epochs, config.train.learning_rate) == (1, 0.001)
@@ -119,8 +122,9 @@ def test_the_training_goes_on_from_the_old_weights_and_can_be_resumed(
 
 
 def test_kept_pictures_stand_in_for_a_lost_data_set(
-    old: tuple[Path, Path], new_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    old: tuple[Path, Path], new_data: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     base, data = old
     assert run("remember", base, "--pictures", 2) == 0
     assert f"wrote {base / 'replay'}: 8 pictures, " in capsys.readouterr().out
@@ -133,10 +137,16 @@ def test_kept_pictures_stand_in_for_a_lost_data_set(
     moved = data.rename(tmp_path / "moved")
     out = tmp_path / "out"
     assert run("extend", base, new_data, "--out", out, "--epochs", 1) == 0
+    untested = f"no test pictures of metal, wood: 'mambaad test {out}' leaves them out; "
+    assert untested in capsys.readouterr().out
     shutil.rmtree(base)  # the extended run has what it needs
     rows = list(csv.DictReader((out / LIST).read_text().splitlines()))
     assert [r["image_path"][:13] for r in rows if r["category"] == "metal"] == 2 * ["old_pictures/"]
+    caplog.clear()
     assert run("test", out) == 0
+    (line,) = caplog.messages
+    assert line.startswith(untested)
+    assert line.count("\n") == 0
     assert list(read(out / "evaluation.json")["categories"]) == ["fabric"]  # type: ignore[call-overload]
     assert set(read(out / "calibration.json")["categories"]) == {"fabric", "metal", "wood"}  # type: ignore[call-overload]
     assert moved.is_dir()
@@ -183,6 +193,28 @@ def test_mistakes_are_one_line(
         assert expected.lower() in error.lower()
         assert not bars or arguments[0] == "remember"
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its file names are text")
+def test_names_that_are_no_utf8_are_listed_by_links(tiny_data: Path, tmp_path: Path) -> None:
+    samples = read_dataset(tiny_data).select(categories=["metal"]).samples
+    odd = tmp_path / os.fsdecode(b"Gr\xf6\xdfe")
+    odd.mkdir()
+    moved = tuple(
+        replace(
+            s,
+            image=Path(shutil.copy(s.image, odd / f"{number}.png")),
+            mask=s.mask and Path(shutil.copy(s.mask, odd / f"{number}_mask.png")),
+        )
+        for number, s in enumerate(samples)
+    )
+    for _ in range(2):  # it may be written anew
+        write_list(tmp_path / "out" / LIST, moved)
+    listed = read_dataset(tmp_path / "out" / LIST, "csv").samples
+    assert {s.image.resolve() for s in listed} == {s.image.resolve() for s in moved}
+    assert sum(s.mask is not None for s in listed) == sum(s.mask is not None for s in moved) > 0
+    assert all(s.mask.resolve().stem == f"{s.image.resolve().stem}_mask" for s in listed if s.mask)
+    assert {s.image.parent.name for s in listed} == {"renamed"}
 
 
 def test_more_pictures_of_a_seed_include_the_fewer(tiny_data: Path) -> None:

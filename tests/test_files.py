@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from mambaad.errors import ConfigError
-from mambaad.files import replacing, write_json, write_text
+from mambaad.files import check_writable, replacing, write_json, write_text
 
 
 def test_replacing_puts_the_new_file_in_place(tmp_path: Path) -> None:
@@ -40,6 +41,11 @@ def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:
         temporary.write_bytes(b"")
 
 
+def test_of_a_name_what_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.csv", os.fsdecode(b"Gr\xf6\xdfe.jpg"))
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == r"Gr\udcf6\udcdfe.jpg"
+
+
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
@@ -54,3 +60,16 @@ def test_a_file_where_the_folder_should_be_is_said(tmp_path: Path, deep: str) ->
         write_text(file / deep, "new")
     assert str(caught.value).startswith(f"{file} is a file; the results need a folder")
     assert file.read_text() == "kept"
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file is a file; the results need a folder"):
+        check_writable(tmp_path / "file" / "b")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write all
+    with pytest.raises(ConfigError, match=r"nothing can be written to .*; name another place"):
+        check_writable(tmp_path / "a" / "b")

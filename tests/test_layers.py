@@ -13,7 +13,7 @@ import mambaad
 PACKAGE = Path(mambaad.__file__).parent
 
 LAYERS = [
-    {"constants", "errors", "threads", "triton_support"},
+    {"constants", "errors", "interrupt", "threads", "triton_support"},
     {"files"},
     {"checks", "layout_names", "recipes", "settings_table", "tiling"},
     {"train_config"},
@@ -51,7 +51,7 @@ LAYERS = [
         "schedules",
         "steps",
     },
-    {"calibrate", "compare", "convert", "fit", "splits", "state"},
+    {"calibrate", "compare", "convert", "fit", "prediction_tables", "splits", "state"},
     {"evaluate", "kept_pictures", "predict", "steplog"},
     {"train", "report", "results"},
     {"extend", "testing", "profile", "stress", "tune", "display", "serve", "runtime"},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -312,8 +313,12 @@ def test_load_pretrained_from_a_file(tmp_path: Path, resnet: FrozenEncoder) -> N
     state = full_state(resnet, seed=5)
     file = tmp_path / "resnet.safetensors"
     save_file(state, file)
-    assert load_pretrained(resnet, "resnet18", file) == "file resnet.safetensors"
+    source = load_pretrained(resnet, "resnet18", file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert source == f"file resnet.safetensors (SHA-256 {digest[:12]})"
     assert same_weights(resnet, state)
+    save_file(full_state(resnet, seed=6), file)
+    assert load_pretrained(resnet, "resnet18", file) != source
 
 
 class Hub:

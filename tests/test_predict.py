@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +31,12 @@ def prediction(
     anomaly_map: np.ndarray, threshold: float | None, size: tuple[int, int]
 ) -> Prediction:
     return Prediction(
-        None, None, float(anomaly_map.max()), threshold, anomaly_map.astype(np.float32), size
+        None,
+        None,
+        float(np.float32(anomaly_map.max())),
+        threshold,
+        anomaly_map.astype(np.float32),
+        size,
     )
 
 
@@ -51,6 +58,23 @@ def test_a_good_picture_has_the_box_of_its_hottest_region() -> None:
     found = prediction(heat, 0.5, (4, 4))
     assert found.pred_label is False
     assert found.box == (0, 0, 2, 1)
+
+
+def test_a_picture_that_is_called_good_has_no_defective_pixel() -> None:
+    """Its score may be a mean of pixels, some of them above the threshold."""
+    found = replace(prediction(np.eye(4), 0.5, (4, 4)), pred_score=0.4)
+    assert found.pred_label is False
+    assert found.pred_mask is not None
+    assert not found.pred_mask.any()
+
+
+def test_a_threshold_between_two_float32_numbers() -> None:
+    found = prediction(np.full((2, 2), 0.3) - [[0, 1], [1, 1]], 0.3, (2, 2))
+    assert found.pred_score > 0.3  # float32's 0.3 is
+    assert found.pred_label is True
+    assert found.pred_mask is not None
+    assert found.pred_mask.sum() == 1
+    assert found.box == (0, 0, 1, 1)
 
 
 def test_without_threshold_there_is_no_decision() -> None:
@@ -305,7 +329,7 @@ def test_an_interrupted_prediction_leaves_no_half_table(
     running = predict_files(detector, files, tmp_path, heatmaps=False)
     next(running)
     running.close()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.partial.csv"]
     assert threading.active_count() == before
 
 
@@ -316,9 +340,98 @@ def test_an_interrupted_prediction_leaves_no_half_heatmap(
     running = predict_files(detector, files, tmp_path)
     next(running)
     running.close()
-    heatmaps = [path for path in tmp_path.rglob("*") if path.is_file()]
+    heatmaps = [path for path in (tmp_path / "heatmaps").rglob("*") if path.is_file()]
     assert 1 <= len(heatmaps) <= len(files)
     assert all(path.name[0] != "." and path.suffix == ".jpg" for path in heatmaps)
+
+
+def test_a_stopped_prediction_keeps_its_rows(
+    detector: Detector,
+    colliding: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whether Ctrl-C comes while it scores, or to the caller, who closes it."""
+    out, files = tmp_path / "out", find_pictures([colliding])
+    partial, scored = out / "predictions.partial.csv", detector._prediction
+    numbers = iter(range(9))
+
+    def interrupted(*arguments: Any) -> Prediction:
+        if next(numbers) == 2:
+            raise KeyboardInterrupt
+        return scored(*arguments)
+
+    monkeypatch.setattr(detector, "_prediction", interrupted)
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found += predict_files(detector, files, out)
+    monkeypatch.undo()
+    rows = list(csv.DictReader(partial.read_text().splitlines()))
+    assert 1 <= len(rows) <= 2
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["image_path"] for row in rows] == [str(path) for path, _ in files[: len(rows)]]
+    (line,) = caplog.messages
+    assert line == f"stopped after {len(rows)} of 3; their rows are in {partial}"
+    assert not (out / "predictions.csv").exists()
+    running = predict_files(detector, files, out)
+    next(running), next(running)
+    running.close()
+    assert len(partial.read_text().splitlines()) == 1 + 2
+    # the next whole call knows them all, and leaves no heat map of theirs
+    run_files(detector, out, colliding / "deep")
+    assert {path.name for path in out.iterdir()} == {
+        "predictions.csv", "predictions.jsonl", "heatmaps",
+    }  # fmt: skip
+    assert not (out / "heatmaps" / "deep" / "b.jpg").exists()
+    assert not (out / "heatmaps" / "i16.jpg").exists()
+    caplog.clear()
+    running = predict_files(detector, files, tmp_path / "none")
+    running.close()  # before its first row
+    assert not (tmp_path / "none").exists()
+    assert not caplog.messages
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its file names are text")
+def test_names_that_are_no_utf8_are_escaped(
+    detector: Detector, tiny_data: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    picture = (tiny_data / "metal" / "test" / "good" / "000.png").read_bytes()
+    for name, content in ((b"Gr\xf6\xdfe.png", picture), (b"z\xe4h.png", b"no picture")):
+        (folder / os.fsdecode(name)).write_bytes(content)
+    results = list(predict_files(detector, find_pictures([folder]), out, maps=True))
+    assert isinstance(results[0], Prediction)
+    assert results[0].image_path == folder / os.fsdecode(b"Gr\xf6\xdfe.png")
+    rows = table(out)
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    for row in (rows[0], lines[0]):
+        assert row["image_path"] == str(folder / r"Gr\udcf6\udcdfe.png")
+        assert row["heatmap"] == r"heatmaps/Gr\udcf6\udcdfe.jpg"
+        assert (out / row["heatmap"]).is_file()
+    assert (out / "maps" / r"Gr\udcf6\udcdfe.npy").is_file()
+    assert lines[1]["image_path"] == str(folder / r"z\udce4h.png")
+    assert lines[1]["error"] == rows[1]["error"] != ""
+    run_files(detector, out, folder, heatmaps=False)
+    assert files_in(out) == {"maps/Gr\\udcf6\\udcdfe.npy"}
+
+
+def test_pictures_of_other_kinds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.gif", "b/c.PPM", "notes.txt", "masks/m.pgm", ".gif", ".x/d.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    note = "2 files with other endings (.gif, .ppm) are left out"
+    with pytest.raises(DatasetError) as error:
+        find_pictures([tmp_path])
+    assert ".jfif, .jpeg, .jpg, .png, " in str(error.value)
+    assert str(error.value).endswith(f"; {note}")
+    assert not caplog.messages
+    (tmp_path / "b" / "x.jfif").touch()
+    assert [name for _, name in find_pictures([tmp_path, tmp_path / "b"])] == [
+        Path("b/x"), Path("x"),
+    ]  # fmt: skip
+    assert caplog.messages == [f"note: {note}"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])

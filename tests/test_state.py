@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mambaad import checkpoint
 from mambaad.config import Config
 from mambaad.errors import CheckpointError, ConfigError
 from mambaad.state import load_state, make_note, save_state
@@ -54,3 +57,26 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
         load_state(tmp_path, *made(), Config(), "other")
     with pytest.raises(ConfigError, match="settings differ"):
         load_state(tmp_path, *made(), Config().override({"train.seed": 1}), "id")
+
+
+def rewritten(run: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:
+    tensors, note = checkpoint.load_tensors(run / checkpoint.STATE)
+    change(tensors, note)
+    checkpoint.save_tensors(run / checkpoint.STATE, tensors, note)
+
+
+def test_a_setting_that_is_newer_than_the_run_is_at_its_default(tmp_path: Path) -> None:
+    saved(tmp_path, Config())
+    rewritten(tmp_path, lambda _, note: note["config"]["model"].pop("fine_pooling"))
+    load_state(tmp_path, *made(), Config(), "id")
+    with pytest.raises(ConfigError, match="settings differ"):
+        load_state(tmp_path, *made(), Config().override({"model.fine_pooling": 3}), "id")
+
+
+@pytest.mark.parametrize("name", ["random.cpu", "model.weight"])
+def test_a_state_of_another_network_is_refused(name: str, tmp_path: Path) -> None:
+    saved(tmp_path, Config())
+    rewritten(tmp_path, lambda tensors, _: tensors.pop(name))
+    with pytest.raises(CheckpointError, match="does not fit this network and recipe") as caught:
+        load_state(tmp_path, *made(), Config(), "id")
+    assert "\n" not in str(caught.value)

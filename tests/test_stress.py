@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mambaad.calibrate import Calibration, Threshold
+from mambaad.checkpoint import load_config, save_config
 from mambaad.corruptions import Corruption, corruptions
 from mambaad.data import Dataset, PictureStore, Sample, read_dataset
 from mambaad.errors import CheckpointError, ConfigError, DatasetError
@@ -204,3 +205,12 @@ def test_what_cannot_be_stressed_is_told(tiny_run: Path, tmp_path: Path) -> None
             (bare / file.name).write_bytes(file.read_bytes())
     with pytest.raises(CheckpointError, match=r"has no thresholds.*mambaad calibrate"):
         run_stress(bare, device="cpu")
+
+
+def test_a_data_set_that_has_moved(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    moved = load_config(run).override({"data.root": str(tmp_path / "gone")})
+    save_config(run, moved)
+    with pytest.raises(DatasetError, match=r"no longer at .*; give its place: mambaad stress"):
+        run_stress(run, device="cpu")

@@ -61,6 +61,30 @@ def test_another_data_set_leaves_the_results_of_the_runs_own(
     assert {f.parent for f in files} == {tmp_path / "out"}
 
 
+def test_products_without_test_pictures_are_told(
+    run: Path, tiny_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    shutil.rmtree(data / "wood" / "test")
+    point_to(run, data)
+    line = (
+        f"no test pictures of wood: 'mambaad test {run}' leaves them out; test them with "
+        f"'mambaad test {run} DATA', DATA being a data set that has some"
+    )
+    evaluation, _ = run_test(run, device="cpu")
+    assert list(evaluation.categories) == ["metal"]
+    assert caplog.messages == [line]
+    caplog.clear()
+    (run / "calibration.json").unlink()
+    run_test(run, device="cpu")
+    assert caplog.messages == [line]  # by the run's record
+    caplog.clear()
+    run_test(run, categories=["metal"], device="cpu")
+    run_test(run, data, device="cpu")
+    assert not caplog.messages
+
+
 def test_evaluating_twice_gives_the_same_numbers(tiny_run: Path, tmp_path: Path) -> None:
     first, _ = run_test(tiny_run, out=tmp_path / "a", device="cpu")
     second, _ = run_test(tiny_run, out=tmp_path / "b", device="cpu")

@@ -45,6 +45,9 @@ def test_a_table_is_run_continued_and_compared(
         ("mamba", "here"), ("mamba", "paper"), ("lss", "here"), ("lss", "paper"),
     ]  # fmt: skip
     assert (found[1]["mAD"], found[3]["mAD"]) == ("0.821", "0.849")
+    assert run(*ablate, "--row", "mamba") == 0  # no row that was made earlier is lost
+    assert list(csv.DictReader((out / "results.csv").read_text().splitlines())) == found
+    capsys.readouterr()
     runs = [out / name / "seed-42" for name in ("mamba", "lss")]
     for folder, row in zip(runs, found[::2], strict=True):
         mean = json.loads((folder / "evaluation.json").read_text())["mean"]

@@ -270,3 +270,28 @@ def test_spoilt_weights_are_never_saved(tmp_path: Path, bad: int) -> None:
     ):
         module._run_steps(steps(), log, lambda n, _: saved.append(n), 0.0, Observer(), 0)
     assert saved == list(range(1, bad))
+
+
+def test_a_relative_data_set_is_found_from_elsewhere(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_data.parent)
+    near = tiny_config.override({"data.root": tiny_data.name, "train.epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(near, tmp_path / "run", device="cpu", observer=StopAt(1))
+    monkeypatch.chdir(tmp_path)
+    kept = checkpoint.load_config(tmp_path / "run")
+    assert kept.data.root == str(tiny_data)
+    train(kept, tmp_path / "run", device="cpu", resume=True)
+
+
+def test_few_steps_are_said_wherever_the_data_set_lies(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Inside the run's folder too, where only ``extend`` has its list."""
+    shutil.copytree(tiny_data, tmp_path / "run" / "data")
+    seen = StopAt(1)
+    config = tiny_config.override({"data.root": str(tmp_path / "run" / "data")})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", device="cpu", observer=seen)
+    assert any("expect poor results" in text for text in seen.messages)

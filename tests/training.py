@@ -14,6 +14,10 @@ class StopAt(Observer):
     def __init__(self, step: int | None = None) -> None:
         self.stop = step
         self.steps: list[Step] = []
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
     def step(self, step: Step) -> None:
         self.steps.append(step)

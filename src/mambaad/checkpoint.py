@@ -96,10 +96,20 @@ def load_model(run: Path) -> tuple[Config, MambaAD]:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any] | None = None
 ) -> None:
-    """Write tensors by name, with an optional note that JSON can hold, all or nothing."""
+    """Write tensors by name, with an optional note that JSON can hold, all or nothing.
+
+    Raises:
+        CheckpointError: If it cannot be written, such as on a full disk.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata={"note": json.dumps(note or {})})
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors lets nobody else read
+        try:
+            save_file(plain, temporary, metadata={"note": json.dumps(note or {})})
+        except SafetensorError as error:
+            raise CheckpointError(f"cannot write {path}: {error}") from error
+        temporary.chmod(mode)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -109,6 +119,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: If the file is missing or damaged.
     """
     try:
+        path.open("rb").close()  # says what is wrong, where safetensors says it is not there
         with safe_open(path, framework="pt") as file:
             note = dict(json.loads((file.metadata() or {}).get("note", "{}")))
         return load_file(path), note
@@ -137,6 +148,21 @@ def provenance(config: Config, device: torch.device, **more: Any) -> dict[str, A
 def save_provenance(run: Path, values: Mapping[str, Any]) -> None:
     """Write the record of where a run's result comes from."""
     write_json(run / PROVENANCE, dict(values))
+
+
+def load_provenance(run: Path) -> dict[str, Any]:
+    """Read the record of where a run's result comes from; empty for a run without one.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    path = run / PROVENANCE
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; mend or remove it") from error
 
 
 def git_commit() -> str | None:

@@ -6,6 +6,8 @@ are one line on standard error and status 2; bugs keep their traceback.
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -42,6 +44,9 @@ from mambaad.tools_stress import stress
 from mambaad.tools_studies import ablate, table
 from mambaad.tools_tune import tune
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing, which name no file."""
+
 app = typer.Typer(
     help="Find defects in pictures of many products, learned from good pictures only.",
     no_args_is_help=True,
@@ -56,15 +61,21 @@ def main(arguments: list[str] | None = None) -> None:
     # Idle threads soon sleep instead of spinning on: two thread pools (torch's and numba's) take
     # turns, and beside other work a spinning one starves the other. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # for odd file names
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="mambaad")
     except MambaADError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        where = "" if error.filename is None else f": {error.filename}"
+        print(f"error: {error.strerror}{where}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -176,7 +187,7 @@ def _train_config(
     config = configure(file, {**dict(parse_setting(s) for s in settings), **flags}, *named)
     if not config.data.root:
         raise ConfigError("which pictures? Give the folder of a data set: mambaad train DATA")
-    return config.override({"data.root": str(Path(config.data.root).expanduser().absolute())})
+    return config.located()
 
 
 @app.command("test")

@@ -1,6 +1,7 @@
 """Comparison tables from run folders: what ``mambaad table`` does.
 
-A row is all runs whose settings differ in the seed only: mean and sample deviation over its seeds.
+A row is all runs whose settings differ in the seed only, with the same weights of the encoder: mean
+and sample deviation over its seeds.
 Numbers come from each run's ``evaluation.json``, never from anywhere else.
 """
 
@@ -8,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from mambaad.checkpoint import PROVENANCE, load_config
+from mambaad.checkpoint import load_config, load_provenance
 from mambaad.config import Config
 from mambaad.errors import CheckpointError, ConfigError
 from mambaad.metrics import FIELDS
@@ -39,6 +42,15 @@ _NO_DIFFERENCE = (
 """Settings that runs of one row may differ in: the names of a preset and of a recipe say nothing
 beside their settings."""
 
+_WEIGHTS = "encoder_weights"
+"""Where a run's record, and a row's name, says which weights the encoder had."""
+
+_CONTENT = re.compile(r" \(SHA-256 ([0-9a-f]+)\)$")
+"""What a record of a file of weights ends in; those of earlier versions do not."""
+
+_OWN_WEIGHTS = re.compile(r"built-in encoder \w+|filterbank(?=:)")
+"""What identifies the package's own weights in their record; an explanation follows."""
+
 DEVIATION = "±: sample deviation over the seeds"
 
 
@@ -52,6 +64,8 @@ class RunResult:
         protocol: Of its test.
         pro_limit: Of its test's AUPRO.
         data: Fingerprint of the data set it was tested on; empty if unknown.
+        whole: Whether it was tested on the test pictures of its own data set, all of them.
+        weights: Of its encoder, as its record has them; empty if unknown.
         values: Metrics 0 to 1 by category, ``mean`` last; NaN if undefined.
         training_seconds: NaN if unknown.
         test_seconds: NaN if unknown.
@@ -62,6 +76,8 @@ class RunResult:
     protocol: str
     pro_limit: float
     data: str
+    whole: bool
+    weights: str
     values: Mapping[str, Mapping[str, float]]
     training_seconds: float
     test_seconds: float
@@ -73,7 +89,7 @@ def read_result(run: Path) -> RunResult:
     Raises:
         CheckpointError: If it is no run folder, has no evaluation, or a file is damaged.
     """
-    config = load_config(run)
+    config, record = load_config(run), load_provenance(run)
     path = run / EVALUATION
     if not path.is_file():
         raise CheckpointError(f"{run} has not been tested: mambaad test {run}")
@@ -86,11 +102,13 @@ def read_result(run: Path) -> RunResult:
             protocol=str(found["protocol"]),
             pro_limit=float(found["pro_limit"]),
             data=str(found["about"].get("data_fingerprint", "")),
+            whole=_is_whole(found, config, record),
+            weights=weights_of_run(record),
             values={
                 name: {field: _number(report[field]) for field in FIELDS}
                 for name, report in reports.items()
             },
-            training_seconds=_training_seconds(run / PROVENANCE),
+            training_seconds=_number(record.get("training_seconds")),
             test_seconds=_number(found.get("seconds")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -99,10 +117,49 @@ def read_result(run: Path) -> RunResult:
         ) from error
 
 
-def _training_seconds(path: Path) -> float:
-    if not path.is_file():
-        return math.nan
-    return _number(json.loads(path.read_text(encoding="utf-8")).get("training_seconds"))
+def _is_whole(found: Mapping[str, Any], config: Config, record: Mapping[str, Any]) -> bool:
+    """Whether a test is of all the run's own test pictures.
+
+    They are known by their fingerprint. Where the data set has changed since the training, a test
+    of what now lies there, with all the run's categories, is as good as another one would be.
+    """
+    about, own = found["about"], record.get("data_fingerprint")
+    if own and about.get("data_fingerprint") == own:
+        return True
+    categories = record.get("categories") or config.data.categories
+    places = [str(place or "") for place in (config.data.root, about.get("data"))]
+    return (
+        all(places)
+        and len({Path(place).expanduser().resolve() for place in places}) == 1
+        and set(categories) <= set(found["categories"])
+    )
+
+
+def weights_of_run(record: Mapping[str, Any]) -> str:
+    """Which weights the encoder of a run had, by its record; empty if that does not say."""
+    return str(record.get(_WEIGHTS, ""))
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Whether two records of an encoder's weights may mean the same ones.
+
+    Two files are compared by their content. If a run of an earlier version has recorded a file's
+    name alone, that is compared; what is unknown may be anything.
+    """
+    if not one or not other:
+        return True
+    contents = [_CONTENT.search(text) for text in (one, other)]
+    if contents[0] and contents[1]:
+        return contents[0][1] == contents[1][1]
+    return _brief(one, content=False) == _brief(other, content=False)
+
+
+def _brief(weights: str, *, content: bool = True) -> str:
+    """A record of weights for a row's name; without ``content``, a file by its name alone."""
+    own = _OWN_WEIGHTS.match(weights)
+    if own is not None:
+        return own.group()
+    return weights if content else _CONTENT.sub("", weights)
 
 
 def _number(value: object) -> float:
@@ -112,7 +169,8 @@ def _number(value: object) -> float:
 def group_by_seed(results: Sequence[RunResult]) -> list[list[RunResult]]:
     """Runs that differ in nothing but the seed, together, in the order of the first of each.
 
-    Where the data set lies is no difference, if it is the same one.
+    Where the data set lies is no difference, if it is the same one. Other weights of the encoder
+    are one, as ``same_weights`` says.
 
     Raises:
         ConfigError: If the same settings and seed come twice, or two runs were tested differently.
@@ -124,9 +182,14 @@ def group_by_seed(results: Sequence[RunResult]) -> list[list[RunResult]]:
             f"the runs were tested differently: {first} with {one[0]}, AUPRO to {one[1]:g}, "
             f"{second} with {other[0]}, AUPRO to {other[1]:g}; test them anew in one way"
         )
-    groups: dict[str, dict[int, RunResult]] = {}
-    for result in results:
-        same = groups.setdefault(json.dumps(_differences(result), sort_keys=True), {})
+    settings = [json.dumps(_differences(result), sort_keys=True) for result in results]
+    records: dict[str, list[str]] = {}
+    for key, result in zip(settings, results, strict=True):
+        records.setdefault(key, []).append(result.weights)
+    names = {key: _names_of_weights(found) for key, found in records.items()}
+    groups: dict[tuple[str, str], dict[int, RunResult]] = {}
+    for key, result in zip(settings, results, strict=True):
+        same = groups.setdefault((key, names[key][result.weights]), {})
         seed = result.config.train.seed
         if seed in same:
             raise ConfigError(
@@ -135,6 +198,18 @@ def group_by_seed(results: Sequence[RunResult]) -> list[list[RunResult]]:
             )
         same[seed] = result
     return [list(group.values()) for group in groups.values()]
+
+
+def _names_of_weights(records: Iterable[str]) -> dict[str, str]:
+    """One name for all records of the same weights.
+
+    A record that fits several of those that say more, or none, is of weights of its own.
+    """
+    names: dict[str, str] = {}
+    for record in sorted(set(records), key=lambda r: (not _CONTENT.search(r), not r, r)):
+        fitting = {name for other, name in names.items() if same_weights(record, other)}
+        names[record] = fitting.pop() if len(fitting) == 1 else record
+    return names
 
 
 def _differences(result: RunResult) -> dict[str, Any]:
@@ -156,12 +231,24 @@ def row_names(groups: Sequence[Sequence[RunResult]]) -> list[str]:
     if len(groups) == 1:
         return [groups[0][0].run.resolve().name]
     settings = [_differences(group[0]) for group in groups]
+    if _differ_in_weights([group[0] for group in groups]):
+        for values, group in zip(settings, groups, strict=True):
+            values[_WEIGHTS] = _brief(group[0].weights) or "unknown"
     names = sorted({name for values in settings for name in values})
     telling = [n for n in names if len({json.dumps(v.get(n)) for v in settings}) > 1]
     # a setting's short name will do, since no two tables share one
     return [
         ", ".join(f"{n.rpartition('.')[2]}={_plain(v.get(n))}" for n in telling) for v in settings
     ]
+
+
+def _differ_in_weights(results: Sequence[RunResult]) -> bool:
+    """Whether runs of one encoder had different weights; those of another encoder always are."""
+    return any(
+        one.config.model.encoder == other.config.model.encoder
+        and not same_weights(one.weights, other.weights)
+        for one, other in combinations(results, 2)
+    )
 
 
 def _plain(value: object) -> str:

@@ -61,7 +61,7 @@ class ModelConfig(Table):
     """HSS blocks in each of the four decoder stages, coarsest first."""
 
     scan: ScanMethod | Mapping[str, int] = "hilbert"
-    """Path of the scan, or a hybrid such as ``{"zigzag": 4, "hilbert": 4}`` (paper, Table 3)."""
+    """Path of the scan, or a hybrid of the paper's such as ``{"zigzag": 4, "hilbert": 4}``."""
 
     directions: int | Literal["distinct"] = 8
     """2, 4 or 8 directions as published, or ``"distinct"``: eight paths that all differ
@@ -72,10 +72,10 @@ class ModelConfig(Table):
     is a multiple of 3, else 2; a depth that is neither is made of threes, twos or a one."""
 
     kernels: tuple[int, ...] = (5, 7)
-    """Kernel sizes of the local branches, from 1, 3, 5 and 7 (paper, Table 4)."""
+    """Kernel sizes of the local branches, from 1, 3, 5 and 7 (the paper's ablation of the LSS)."""
 
     pointwise: bool = True
-    """1x1 convolutions before and after each depth-wise one (paper, Table 4)."""
+    """1x1 convolutions before and after each depth-wise one (the same ablation)."""
 
     residual: bool = True
     """The skip connection around the whole LSS (paper, equation 7)."""
@@ -322,6 +322,11 @@ class Config:
                 document[table].pop("directions", None)  # it went with the other kind of scan
             document[table][key] = value
         return type(self).from_mapping(document)
+
+    def located(self) -> Config:
+        """A copy whose data set is found from any working directory."""
+        root = self.data.root and str(Path(self.data.root).expanduser().absolute())
+        return self.override({"data.root": root})
 
 
 def _names_in(table: str) -> list[str]:

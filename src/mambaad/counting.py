@@ -10,7 +10,8 @@ out, so it is counted beside it:
     scan = 9 L K D N        for each HSS block
 
 with L pixels, K paths, D inner channels and N states, as in state-spaces/mamba, discussion 110.
-Sources: He et al., MambaAD, arXiv 2404.06564, Table 2; fvcore's ``jit_handles.py`` for the rule.
+Sources: He et al., MambaAD, arXiv 2404.06564, its table of depths; for the rule fvcore's
+``jit_handles.py``.
 """
 
 from __future__ import annotations

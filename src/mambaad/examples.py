@@ -30,7 +30,7 @@ class Example:
     """``good``, or the defect's name."""
 
     score: float
-    """The maximum of its map."""
+    """The picture's."""
 
     picture: NDArray[np.uint8]
     """(H, W, 3), as prepared."""

@@ -48,6 +48,7 @@ from mambaad.kept_pictures import (
     copy_kept,
     draw,
     find_pictures,
+    untested_line,
     write_list,
 )
 from mambaad.splits import read_pictures
@@ -168,6 +169,7 @@ def begin(plan: Plan, out: Path) -> dict[str, Any]:
     config = _settings(plan, base, out)
     record = {
         **_record(plan, old, replayed, learned),
+        "untested": sorted({*old.categories, *added} - {s.category for s in (*old.test, *test)}),
         "kept_thresholds": _kept(kept, old.categories),
         "finished": False,
     }
@@ -240,14 +242,22 @@ def _kept(calibration: Calibration | None, categories: Sequence[str]) -> dict[st
     return {"precision": calibration.precision, "categories": values}
 
 
-def summary(record: Mapping[str, Any]) -> list[str]:
-    """Lines of what a user should know of an extension before it starts; of what ``begin`` gave."""
+def summary(record: Mapping[str, Any], out: Path) -> list[str]:
+    """Lines of what a user should know of an extension before it starts.
+
+    Args:
+        record: What ``begin`` gave.
+        out: Folder of the extended run.
+    """
     old, new = record["old"], record["new"]
-    return [
+    lines = [
         f"new: {', '.join(f'{name} ({count} pictures)' for name, count in new.items())}",
         f"replayed: {sum(old.values())} of {record['old_pictures']} pictures of {len(old)} old "
         f"products, from {record['replayed_from']}",
     ]
+    if record["untested"]:
+        lines.append(untested_line(record["untested"], out))
+    return lines
 
 
 def _provenance(run: Path) -> dict[str, Any]:

@@ -46,10 +46,23 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Whether a folder can be written to or made, before any work is done for it.
+
+    Raises:
+        ConfigError: If not.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    if not place.is_dir():
+        raise ConfigError(f"{place} is a file; the results need a folder: name another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"nothing can be written to {place}; name another place with --out")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, all or nothing."""
+    """Write a UTF-8 text file, all or nothing; of file names what is not UTF-8 is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

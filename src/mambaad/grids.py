@@ -3,6 +3,7 @@
 Source: He et al., MambaAD, NeurIPS 2024, arXiv 2404.06564, Tables 2 to 5 and 7: MVTec AD, all 15
 categories in one model, 256 x 256, ResNet-34 where the table does not say. Its metrics are in
 percent, in the order of ``mambaad.metrics.METRICS``. Multiply-adds there leave the scan out.
+Versions of the paper number their tables differently.
 
 Where a table leaves something open: Tables 2 and 3 print the same 82.1 for a decoder without local
 branches, once with a two-way sweep and once with the parameters of eight directions; the latter has

@@ -17,6 +17,7 @@ from, ``held_out.csv`` of those that its thresholds come from.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import shutil
@@ -34,10 +35,10 @@ from mambaad.config import Config
 from mambaad.data import Sample, load_picture, read_dataset
 from mambaad.data.cache import Progress
 from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
-from mambaad.files import replacing, write_text
+from mambaad.files import make_folder, replacing, write_text
 from mambaad.splits import read_pictures
 
-FOLDER, LIST, HELD_OUT = "replay", "samples.csv", "held_out.csv"
+FOLDER, LIST, HELD_OUT, RENAMED = "replay", "samples.csv", "held_out.csv", "renamed"
 
 COUNT = 50
 """Pictures of each product that are kept where nothing else is said."""
@@ -203,6 +204,14 @@ def _prepared(
     return found
 
 
+def untested_line(products: Iterable[str], run: Path) -> str:
+    """What to tell a user of products that a run knows and has no test pictures of."""
+    return (
+        f"no test pictures of {', '.join(products)}: 'mambaad test {run}' leaves them out; "
+        f"test them with 'mambaad test {run} DATA', DATA being a data set that has some"
+    )
+
+
 def copy_kept(pictures: OldPictures, folder: Path) -> OldPictures:
     """The same with kept pictures copied to another run's folder, which then needs no other."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +225,9 @@ def copy_kept(pictures: OldPictures, folder: Path) -> OldPictures:
 def write_list(path: Path, samples: Iterable[Sample]) -> None:
     """Write pictures as a data set of the layout ``csv``, all or nothing.
 
-    Files beside the list, or in folders there, are named relative to it, others by whole paths.
+    Files beside the list, or in folders there, are named relative to it, others by whole paths. The
+    list is UTF-8, so a file with bytes in its path that are not gets a link in ``renamed/`` beside
+    the list, which is named instead.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -232,4 +243,19 @@ def _name(file: Path | None, folder: Path) -> str:
     if file is None:
         return ""
     whole, base = file.absolute(), folder.absolute()
-    return (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
+    name = (whole.relative_to(base) if whole.is_relative_to(base) else whole).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return _linked(whole, base).relative_to(base).as_posix()
+    return name
+
+
+def _linked(file: Path, folder: Path) -> Path:
+    """A link to a file by a name of its own, the same each time, that any list can hold."""
+    digest = hashlib.sha1(os.fsencode(file), usedforsecurity=False).hexdigest()
+    link = folder / RENAMED / f"{digest}{file.suffix}"
+    make_folder(link.parent)
+    if not link.is_symlink():
+        link.symlink_to(file)
+    return link

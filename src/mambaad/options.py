@@ -83,7 +83,7 @@ Preset = Annotated[
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help="paper, as published, or plus, for better maps at the same cost; see train.recipe."
+        help="paper, as published, or plus, for better maps of the same network; see train.recipe."
     ),
 ]
 Variant = Annotated[

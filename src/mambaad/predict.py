@@ -7,13 +7,11 @@ prediction.pred_score, prediction.pred_label, prediction.box
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -26,6 +24,7 @@ from mambaad.checkpoint import load_model
 from mambaad.config import Config
 from mambaad.data import list_pictures
 from mambaad.data.cache import worker_count
+from mambaad.data.images import PICTURE_SUFFIXES, left_out_note
 from mambaad.data.layouts import MASK_NAMES
 from mambaad.devices import pick_device
 from mambaad.errors import ConfigError, DatasetError, ImageError
@@ -35,13 +34,18 @@ from mambaad.inference import Scorer, batch_size_for, scoring_precision
 from mambaad.model import MambaAD
 from mambaad.pipeline import ahead
 from mambaad.prediction import COLUMNS, FIELDS, Box, Prediction
+from mambaad.prediction_tables import (
+    HEATMAPS,
+    escaped,
+    listed_heatmaps,
+    remove_heatmaps,
+    tables,
+)
 from mambaad.reading import Read, Reader, groups
 
 __all__ = ["COLUMNS", "FIELDS", "Box", "Detector", "Prediction", "find_pictures", "predict_files"]
 
 Picture = NDArray[Any] | Image.Image
-
-TABLE, LINES, HEATMAPS = "predictions.csv", "predictions.jsonl", "heatmaps"
 
 _log = logging.getLogger(__name__)
 
@@ -218,20 +222,23 @@ class Detector:
 def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[tuple[Path, Path]]:
     """The pictures among files and folders, each with a name to put its outputs under.
 
-    Inside a folder, those in folders of masks (``masks``, ``ground_truth``) are left out.
+    Inside a folder, those in folders of masks (``masks``, ``ground_truth``) are left out. A line is
+    logged if there are files whose endings say that they are pictures of other kinds.
 
     Args:
         paths: Files and folders.
         leave_out: A folder whose pictures are left out: where the outputs go.
 
     Returns:
-        Pairs (file, relative name without suffix); names are unique.
+        Pairs (file, relative name without suffix); names are unique, and text: bytes that are no
+        UTF-8 are escaped in them.
 
     Raises:
         DatasetError: If a path does not exist, or there is no picture in a folder.
     """
     found: list[tuple[Path, Path]] = []
     left = None if leave_out is None else leave_out.resolve()
+    other = left_out_note([path for path in paths if path.is_dir()], MASK_NAMES)
     for path in paths:
         if path.is_dir():
             inside = [
@@ -241,15 +248,19 @@ def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[
                 and (left is None or not file.resolve().is_relative_to(left))
             ]
             if not inside:
-                raise DatasetError(f"no pictures in {path}")
+                what = f"expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}"
+                raise DatasetError(f"no pictures in {path}: {what}{f'; {other}' if other else ''}")
             found += [(file, file.relative_to(path)) for file in inside]
         elif path.is_file():
             found.append((path, Path(path.name)))
         else:
             raise DatasetError(f"no such file or folder: {path}")
+    if other is not None:
+        _log.warning("note: %s", other)
     names: set[Path] = set()
     unique = []
     for file, name in found:
+        name = Path(escaped(str(name)))
         stem, count = name.with_suffix(""), 1
         while stem in names:
             count += 1
@@ -274,8 +285,10 @@ def predict_files(
     done: until then they have a temporary name), ``heatmaps/NAME.jpg`` at the picture's own size,
     and ``maps/NAME.npy`` (float32, the network's size) if ``maps``. Every file has a line in both
     tables: with its heat map's place in ``out``, or with the error, and nothing else, if it could
-    not be read. Heat maps that the table of an earlier call names, and this one does not, are
-    removed when the new table is complete.
+    not be read. In names, bytes that are no UTF-8 are escaped (``\\udcf6``). If this ends early, by
+    an exception or because it is closed, the rows so far are in ``predictions.partial.csv``. Heat
+    maps that the tables of earlier calls name, and this one does not, are removed when the new
+    table is complete.
 
     Args:
         detector: Scores the pictures.
@@ -293,59 +306,21 @@ def predict_files(
     write = _Writer(out, detector.scale_top if heatmaps else None, maps)
     paths = [path for path, _ in files]
     workers = worker_count()
-    old, new = _listed_heatmaps(out), set[str]()
+    old, new = listed_heatmaps(out), set[str]()
     with (
-        replacing(out / TABLE) as csv_path,
-        replacing(out / LINES) as jsonl_path,
-        csv_path.open("w", newline="", encoding="utf-8") as csv_file,
-        jsonl_path.open("w", encoding="utf-8") as jsonl_file,
+        tables(out, len(files)) as add,
         closing(reader.ahead(reader.or_error, paths, detector.batch_size)) as read,
         closing(detector.scored(read, category)) as scored,
         closing(
             ahead(write, zip(files, scored, strict=True), workers=workers, limit=2 * workers)
         ) as written,
     ):
-        rows = csv.DictWriter(csv_file, COLUMNS, lineterminator="\n")
-        rows.writeheader()
         for result, values in written:
-            rows.writerow(values)
-            jsonl_file.write(json.dumps(values) + "\n")
+            add(values)
             if values["heatmap"]:
                 new.add(values["heatmap"])
             yield result
-    _remove_heatmaps(out, old, new)
-
-
-def _listed_heatmaps(out: Path) -> list[str]:
-    """The heat maps that the table in ``out`` names, if it is one of ours."""
-    try:
-        with (out / TABLE).open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if tuple(rows.fieldnames or ()) != COLUMNS:
-                return []
-            return [row["heatmap"] for row in rows if row["heatmap"]]
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return []
-
-
-def _remove_heatmaps(out: Path, old: Iterable[str], new: Iterable[str]) -> None:
-    """Remove files that are in the old table only, and folders that become empty by it."""
-    top = out / HEATMAPS
-    # "A.jpg" and "a.jpg" are one file on some systems
-    kept = {name.casefold() for name in new}
-    for name in old:
-        path, parts = out / name, PurePosixPath(name).parts
-        # the table may have been edited: nothing outside the folder of heat maps is touched
-        ours = parts[:1] == (HEATMAPS,) and ".." not in parts and path.suffix == ".jpg"
-        if not ours or name.casefold() in kept or not path.is_file() or path.is_symlink():
-            continue
-        if not path.resolve().is_relative_to(top.resolve()):
-            continue
-        path.unlink()
-        for folder in path.parents:
-            if not folder.is_relative_to(top) or any(folder.iterdir()):
-                break
-            folder.rmdir()
+    remove_heatmaps(out, old, new)
 
 
 class _Writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class Prediction:
     """The category whose threshold was used, if it is known."""
 
     pred_score: float
-    """The maximum of the anomaly map; higher is more unusual."""
+    """The maximum of the anomaly map, or the mean of its highest pixels where ``score_top``
+    says so (``plus``); higher is more unusual."""
 
     threshold: float | None
     """Scores above it are defective; None if the run has no calibration."""
@@ -51,15 +53,19 @@ class Prediction:
 
     @property
     def pred_mask(self) -> NDArray[np.bool_] | None:
-        """(H, W) at the network's size: pixels above the threshold; None without one."""
-        return None if self.threshold is None else self._above(self.threshold)
+        """(H, W) at the network's size: pixels above the threshold, none in a picture that is not
+        defective; None without a threshold."""
+        if self.threshold is None:
+            return None
+        return self._above(self.threshold if self.pred_label else math.inf)
 
     @property
     def box(self) -> Box:
         """The hottest region in the picture's own pixels: left, top, right, bottom (exclusive).
 
         It is the connected region around the map's maximum that lies above the threshold or, where
-        the picture is below it or there is none, above the middle of the map's median and maximum.
+        the picture is below it or there is none, above the middle between the map's median and its
+        score.
         """
         from scipy import ndimage  # 0.1 s, and training needs none of it
 

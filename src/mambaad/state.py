@@ -24,7 +24,7 @@ def make_note(config: Config, fingerprint: str, step: int, seconds: float) -> di
     return {
         "step": step,
         "seconds": seconds,
-        "config": config.to_mapping(),
+        "config": config.located().to_mapping(),
         "data_fingerprint": fingerprint,
     }
 
@@ -73,7 +73,7 @@ def load_state(
     """
     tensors, about = checkpoint.load_tensors(run / checkpoint.STATE)
     # a setting that the state does not name is newer than the run and at its default
-    if Config.from_mapping(about.get("config", {}), complete=True) != config:
+    if Config.from_mapping(about.get("config", {}), complete=True) != config.located():
         raise ConfigError(f"the settings differ from those {run} began with; resume without any")
     if about.get("data_fingerprint") != fingerprint:
         raise CheckpointError(

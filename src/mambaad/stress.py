@@ -315,6 +315,11 @@ def _read(
     own = data is None
     if own and not config.data.root:
         raise ConfigError(f"{run} knows no data set; give one: mambaad stress {run} DATA")
+    if own and not Path(config.data.root).expanduser().exists():
+        raise DatasetError(
+            f"the data set of {run} is no longer at {config.data.root}; "
+            f"give its place: mambaad stress {run} DATA"
+        )
     chosen = tuple(categories) or (config.data.categories if own else ())
     kind = layout or (config.data.layout if own else "auto")
     dataset = read_dataset(data or config.data.root, kind, chosen)

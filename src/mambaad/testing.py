@@ -30,6 +30,7 @@ from mambaad.errors import CheckpointError, ConfigError, DatasetError
 from mambaad.evaluate import Evaluation, MetricsChoice, evaluate
 from mambaad.files import make_folder
 from mambaad.inference import score_pictures, scoring_precision
+from mambaad.kept_pictures import untested_line
 from mambaad.metrics import Protocol
 from mambaad.report import write_report
 from mambaad.results import save_evaluation
@@ -100,6 +101,15 @@ def run_test(
     return evaluation, files
 
 
+def _tell_untested(run: Path, dataset: Dataset) -> None:
+    """A line is logged if the run knows products that its own data set has no test pictures of."""
+    calibration = load_calibration(run)
+    known = _record(run).get("categories", ()) if calibration is None else calibration.categories
+    untested = sorted(set(known) - set(dataset.select(split="test").categories))
+    if untested:
+        _log.warning("%s", untested_line(untested, run))
+
+
 def _thresholds(run: Path, precision: str, dataset: Dataset) -> Calibration | None:
     """The run's; a line is logged if some tested category has none of its own."""
     calibration = thresholds_for(run, precision)
@@ -128,7 +138,10 @@ def _read(
         )
     chosen = tuple(categories) or (config.data.categories if own else ())
     kind = layout or (config.data.layout if own else "auto")
-    return read_dataset(data or config.data.root, kind, chosen)
+    dataset = read_dataset(data or config.data.root, kind, chosen)
+    if own and not categories:
+        _tell_untested(run, dataset)
+    return dataset
 
 
 def calibrate_run(

@@ -72,7 +72,7 @@ def extend(
             settings=dict(parse_setting(s) for s in settings or []),
         )
         pick_device(device)  # refused before anything is written
-        print(*summary(begin(plan, out)), sep="\n")
+        print(*summary(begin(plan, out), out), sep="\n")
     unfinished(out)  # refused before the display opens
     with TrainDisplay() as display:
         try:

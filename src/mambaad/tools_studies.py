@@ -59,13 +59,13 @@ def ablate(
 ) -> None:
     """Run a TABLE of the paper's ablations on DATA; the same command again continues it.
 
-    Each row with each seed is a run folder in --out. The results are there too, beside the
-    paper's: results.md, .csv and .tex.
+    Each row with each seed is a run folder in --out. The results of all that are there stand
+    beside the paper's: results.md, .csv and .tex.
     """
-    from mambaad.ablate import check_protocol, plan, results, state_of, write_results
+    from mambaad import ablate as study
     from mambaad.grids import grid
 
-    check_protocol(protocol)
+    study.check_protocol(protocol)
     chosen = grid(table)
     flags = {
         "data.root": str(data.expanduser().absolute()),
@@ -75,23 +75,24 @@ def ablate(
     }
     base = _shared(preset, settings or [], flags)
     folder = out or Path("runs") / f"ablate-{table}"
-    jobs = plan(base, chosen.select(row or []), seed or [base.train.seed], folder)
-    states = [state_of(job, protocol) for job in jobs]
+    jobs = study.plan(base, chosen.select(row or []), seed or [base.train.seed], folder)
+    files = study.weights_by_encoder(encoder_weights or [])
+    states = [study.state_of(job, protocol) for job in jobs]
+    study.check_weights(jobs, files)
     left = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
     cost = _cost(base) if dry_run or left else ""
     print(*(f"{job}: {state}" for job, state in zip(jobs, states, strict=True)), sep="\n")
     if dry_run:
         print(cost)
         return
-    failed = _run(left, protocol, encoder_weights or [], device, gpus)
-    sheet = results(chosen, jobs, protocol)
+    failed = _run(left, protocol, files, device, gpus)
+    found, remarks = study.gather(chosen, base, jobs, folder, protocol, files)
+    sheet = study.results(chosen, found, protocol, remarks)
     _show(sheet)
-    print("wrote", *write_results(folder, sheet), sep="\n  ")
+    print("wrote", *study.write_results(folder, sheet), sep="\n  ")
     if failed:
-        name, message = next(iter(failed.items()))
-        raise TrainingError(
-            f"{len(failed)} of {len(jobs)} runs failed, the first, {name}: {message}"
-        )
+        job, why = next(iter(failed.items()))
+        raise TrainingError(f"{len(failed)} of {len(jobs)} runs failed, the first, {job}: {why}")
 
 
 def _shared(preset: str | None, settings: list[str], flags: dict[str, Any]) -> Any:
@@ -115,13 +116,12 @@ def _cost(base: Any) -> str:
 
 
 def _run(
-    jobs: list[Any], protocol: str, weights: list[str], device: str, gpus: str | None
+    jobs: list[Any], protocol: str, files: dict[str, Path], device: str, gpus: str | None
 ) -> dict[str, str]:
     from mambaad import ablate as study
     from mambaad.display import TrainDisplay
     from mambaad.parallel import Processes, in_turn, side_by_side, visible_gpus
 
-    files = study.weights_by_encoder(weights)
     processes = Processes()
 
     def here(job: study.Job) -> None:

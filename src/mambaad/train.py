@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +33,10 @@ from mambaad.data.tensors import (
 from mambaad.data.tiles import TileStore, whole_pictures
 from mambaad.devices import pick_device, resolve_precision
 from mambaad.errors import CheckpointError, ConfigError
+from mambaad.files import check_writable
 from mambaad.fit import build_optimizer, computing, fit
 from mambaad.inference import score_pictures
+from mambaad.interrupt import DeferredInterrupt
 from mambaad.kept_pictures import LIST
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
@@ -53,6 +52,9 @@ ENCODED_PIXELS = 64 * 256 * 256
 
 MEASURED = 512
 """Pictures that the teacher's maps are recentred by."""
+
+STOPPING = "finishing the step, then saving; once more stops at once and loses what is not saved"
+"""Said when a training is asked to stop."""
 
 
 class Observer:
@@ -113,7 +115,7 @@ def train(
     _recentre(model, data, resume)
     aside = _read_aside(held_out, config)
     record = checkpoint.provenance(config, target, encoder_weights=source, batch_size=size, **about)
-    checkpoint.save_config(run, config)
+    checkpoint.save_config(run, config.located())
     checkpoint.save_provenance(run, record)
     _compile_kernels(config, model, size, target, observer)
 
@@ -229,11 +231,12 @@ def _run_steps(
 ) -> None:
     """Take all steps, log them, save the state every so often, at the end and when interrupted.
 
-    Ctrl-C waits for the end of the step: in the middle of one, statistics, random numbers and some
-    of the weights have moved already, and a state saved then could not be resumed to the bit.
+    Ctrl-C or SIGTERM waits for the end of the step: in the middle of one, statistics, random
+    numbers and some of the weights have moved already, and a state saved then could not be resumed
+    to the bit.
     """
     done, saved_at = start, time.monotonic()
-    with _DeferredInterrupt() as interrupt:
+    with DeferredInterrupt(STOPPING) as interrupt:
         for step in steps:
             done = step.number
             log.write(step)
@@ -251,31 +254,6 @@ def _run_steps(
     save(done, log.seconds)
 
 
-class _DeferredInterrupt:
-    """While it is open, the first Ctrl-C sets ``asked``; a second one interrupts at once.
-
-    Signals reach the main thread only; in another one this does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> _DeferredInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
 def tiles_of(config: Config) -> int:
     """Training pictures that one picture gives: its tiles, or itself."""
     return config.data.tiling.count if config.data.tiling else 1
@@ -286,19 +264,22 @@ def check_run_folder(run: Path, resume: bool, tensorboard: bool = False) -> None
 
     Raises:
         CheckpointError: With what to do instead.
-        ConfigError: If TensorBoard is asked for and not installed.
+        ConfigError: If TensorBoard is asked for and not installed, or nothing can be written there.
     """
     if tensorboard:
         require_tensorboard()
     state, finished = (run / checkpoint.STATE).is_file(), (run / checkpoint.MODEL).is_file()
     if resume and not state:
-        why = "its training is complete" if finished else f"there is no {checkpoint.STATE} in it"
+        why = "its training is complete"
+        if not finished:
+            why = f"there is no {checkpoint.STATE} in it; train without --resume"
         raise CheckpointError(f"{run} cannot be resumed: {why}")
     if not resume and (state or finished):
         hint = "continue it with --resume or " if state else ""
         raise CheckpointError(f"{run} holds a run already; {hint}choose another folder with --out")
     if run.exists() and not run.is_dir():
         raise CheckpointError(f"{run} is a file; a run needs a folder")
+    check_writable(run)
 
 
 def prepare_batches(

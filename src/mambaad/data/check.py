@@ -17,7 +17,7 @@ from typing import Any, Literal
 from mambaad.data.cache import Progress, map_in_threads, worker_count
 from mambaad.data.catalogue import published
 from mambaad.data.catalogue_check import compare
-from mambaad.data.images import PictureInfo, describe_picture, load_mask
+from mambaad.data.images import PictureInfo, describe_picture, left_out_note, load_mask
 from mambaad.data.layouts import LAYOUTS, find_categories, list_masks, list_pictures, read_dataset
 from mambaad.data.samples import Dataset, Sample
 from mambaad.errors import ImageError
@@ -210,7 +210,7 @@ def check_dataset(
         largest=sizes[-1] if sizes else None,
         modes=dict(sorted(Counter(i.mode for i in infos).items())),
         problems=tuple(_problem(kind, cases[kind]) for kind in KINDS if cases.get(kind)),
-        notes=(*dataset.notes, *_notes(dataset, infos, counts, image_size)),
+        notes=(*dataset.notes, *_notes(dataset, infos, counts, image_size, folders)),
         expected=expect or "",
         differences=() if known is None else tuple(compare(dataset, known, categories)),
     )
@@ -304,7 +304,7 @@ def _check_masks(
             "mask_size": finding.mask_size != (info.height, info.width),
             "empty_mask": finding.mask_empty,
             "vanishing_mask": finding.mask_vanishes,
-            "lossy_mask": mask.suffix.lower() in (".jpg", ".jpeg"),
+            "lossy_mask": mask.suffix.lower() in (".jpg", ".jpeg", ".jfif"),
         }
         for kind in (kind for kind, is_so in found.items() if is_so):
             cases[kind].append(_inside(mask, root))
@@ -324,12 +324,7 @@ def _check_duplicates(findings: Sequence[_Finding], root: Path) -> dict[str, lis
 
 
 def _check_leftovers(dataset: Dataset, folders: Sequence[Path]) -> dict[str, list[str]]:
-    """Files that look like part of the data set and that nothing reads.
-
-    Args:
-        dataset: The data set.
-        folders: Those of the categories that were asked for; none means all.
-    """
+    """Files that look like part of the data set and that nothing reads; no folders means all."""
     if LAYOUTS[dataset.layout].is_listed:  # what a list does not name was left out on purpose
         return {}
     root, masks = dataset.root, list_masks(dataset)
@@ -353,7 +348,12 @@ def _notes(
     infos: Sequence[PictureInfo],
     counts: Sequence[CategoryCounts],
     image_size: tuple[int, int],
+    folders: Mapping[str, Path],
 ) -> Iterable[str]:
+    places = [folders[c.category] for c in counts if folders]
+    left_out = left_out_note(places, LAYOUTS[dataset.layout].left_alone)
+    if left_out is not None:
+        yield left_out
     grey = sum(i.mode in ("1", "L", "LA", "F") or i.mode.startswith("I") for i in infos)
     if grey:
         yield f"{grey} of {len(infos)} pictures are grey; they are used as three equal channels"

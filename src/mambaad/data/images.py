@@ -17,7 +17,10 @@ may be called from several threads at once; PIL decodes and resizes without the 
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mambaad.errors import ImageError
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp"})
 """Endings, in lower case, of the files that are taken for pictures."""
+
+OTHER_SUFFIXES = frozenset(
+    {".gif", ".ppm", ".pgm", ".pbm", ".heic", ".avif", ".jp2", ".dcm", ".exr", ".raw", ".cr2"}
+    | {".nef", ".dng"}
+)
+"""Endings of pictures that are left out of a folder; a user is told of them."""
 
 MAX_PIXELS = 500_000_000
 """Larger pictures are refused: they are damaged headers or decompression bombs."""
@@ -81,6 +90,33 @@ def load_picture(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.
         ValueError: If ``size`` is not two positive numbers.
     """
     return np.array(_resized(_to_rgb(_decode(path), path), size))
+
+
+def left_out_note(folders: Iterable[Path], without: Collection[str] = ()) -> str | None:
+    """One line on the files with ``OTHER_SUFFIXES`` in folders and in the folders in them.
+
+    Args:
+        folders: Where to look. Hidden files and folders are passed over.
+        without: Names, in lower case, of folders in them that are passed over too.
+
+    Returns:
+        None if there is no such file.
+    """
+    found: Counter[str] = Counter()
+    seen: set[str] = set()
+    for folder in folders:
+        for place, inner, files in os.walk(folder, followlinks=True):
+            real = os.path.realpath(place)
+            fresh, visible = real not in seen, [n for n in inner if not n.startswith(".")]
+            inner[:] = [n for n in visible if fresh and n.lower() not in without]
+            found.update(Path(n).suffix.lower() for n in files if fresh and not n.startswith("."))
+            seen.add(real)
+    others = sorted(OTHER_SUFFIXES & set(found))
+    if not others:
+        return None
+    count = sum(found[ending] for ending in others)
+    files_are = "1 file with another ending" if count == 1 else f"{count} files with other endings"
+    return f"{files_are} ({', '.join(others)}) {'is' if count == 1 else 'are'} left out"
 
 
 def describe_picture(path: Path) -> PictureInfo:

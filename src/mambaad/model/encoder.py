@@ -11,6 +11,7 @@ timm is imported when an encoder is built, not before: it is slow to import.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import re
@@ -193,7 +194,7 @@ def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = No
         return "filterbank: fixed filters computed by a formula"
     if weights is not None:
         load_weights(encoder, read_state_dict(weights), str(weights))
-        return f"file {weights.name}"
+        return file_source(weights)
     if isinstance(encoder.body, BuiltinNetwork):
         return load_builtin(encoder.body)
     tag = PUBLISHED_TAGS.get(name, name)
@@ -208,6 +209,12 @@ def load_pretrained(encoder: FrozenEncoder, name: str, weights: Path | None = No
         ) from error
     load_weights(encoder, state, tag)
     return f"timm {tag}"
+
+
+def file_source(path: Path) -> str:
+    """What a run's record says of a file of weights: its name and what tells its content."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"file {path.name} (SHA-256 {digest[:12]})"
 
 
 def _pretrained_state(tag: str) -> dict[str, Tensor]:
@@ -273,12 +280,9 @@ def load_weights(encoder: FrozenEncoder, state: Mapping[str, Tensor], source: st
         else:
             chosen[key] = found
     if missing or misshapen:
-        what = (
-            [f"{len(missing)} of {len(wanted)} tensors are missing: {missing[:3]}"]
-            if missing
-            else []
-        )
-        what += misshapen[:3]
+        what = misshapen[:3]
+        if missing:
+            what.insert(0, f"{len(missing)} of {len(wanted)} tensors are missing: {missing[:3]}")
         if len(missing) + len(misshapen) > FEW:
             what.append("they look like another encoder's: --encoder says which one to build")
         raise WeightsError(f"{source} does not fit this encoder: {'; '.join(what)}")

@@ -10,7 +10,8 @@ of; ``real-iad-single`` those of C1 alone::
     root/[realiad_jsons/]realiad_jsons_sv/<category>.json    for real-iad-single
 
 ``root`` may also be the folder of one resolution, with the lists beside it; it must be where
-several resolutions are.
+several resolutions are. It may be one category too: its list is looked for where the tree around
+it would have it.
 
 The label is the list's ``anomaly_class``, never the folder: a view of a defective object on which
 its defect is not seen lies in ``NG/`` and is good. What the views of one object share is the
@@ -28,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from mambaad.data.layouts.base import Layout, chosen
+from mambaad.data.layouts.base import Layout, chosen, name_of
 from mambaad.data.layouts.listed import checked, field, read_json, records
 from mambaad.data.layouts.tree import all_subfolders
 from mambaad.data.samples import Sample
@@ -46,17 +47,17 @@ def read_real_iad(
     """Read Real-IAD by its lists; the module's docstring has the layout.
 
     Args:
-        root: The folder of the set.
+        root: The folder of the set, of one resolution or of one category.
         categories: Categories to read; empty means all.
         lists: Name of the folder of lists.
 
     Raises:
-        DatasetError: If a list cannot be read, or names files that are not there.
+        DatasetError: If a list is missing, cannot be read, or names files that are not there.
     """
     samples: list[Sample] = []
     place = _lists(root, lists)
     for category, folder in chosen(_find(root, lists), categories):
-        source = place / f"{category}.json"
+        source = _list(place, category)
         content = read_json(source)
         found = [
             _sample(record, category, folder, split, source)
@@ -90,12 +91,19 @@ def _sample(
 
 def _find(root: Path, lists: str) -> dict[str, Path]:
     """The categories that have both a folder and a list."""
-    pictures = _pictures(root)
-    if pictures is None:
+    folders = _folders(root)
+    if not folders:
         return {}
     place = _lists(root, lists)
-    folders = {path.name: path for path in all_subfolders(pictures)}
-    return {p.stem: folders[p.stem] for p in sorted(place.glob("*.json")) if p.stem in folders}
+    return {name: folder for name, folder in folders.items() if _list(place, name).is_file()}
+
+
+def _folders(root: Path) -> dict[str, Path]:
+    """The folders that may be categories; none if this is not Real-IAD."""
+    if _is_category(root):
+        return {name_of(root): root}
+    pictures = _pictures(root)
+    return {} if pictures is None else {path.name: path for path in all_subfolders(pictures)}
 
 
 def _pictures(root: Path) -> Path | None:
@@ -111,11 +119,20 @@ def _pictures(root: Path) -> Path | None:
 
 
 def _holds_categories(folder: Path) -> bool:
-    return any(
-        OBJECT.fullmatch(sample.name)
-        for category in all_subfolders(folder)
-        for sample in all_subfolders(category / "OK")[:1]
-    )
+    return any(map(_is_category, all_subfolders(folder)))
+
+
+def _is_category(folder: Path) -> bool:
+    return any(OBJECT.fullmatch(sample.name) for sample in all_subfolders(folder / "OK")[:1])
+
+
+def _parent(folder: Path) -> Path:
+    """The folder around one, also of ``.``."""
+    return folder.resolve().parent if folder.name in ("", "..") else folder.parent
+
+
+def _list(place: Path, category: str) -> Path:
+    return place / f"{category}.json"
 
 
 def _lists(root: Path, name: str) -> Path:
@@ -124,23 +141,31 @@ def _lists(root: Path, name: str) -> Path:
     Raises:
         DatasetError: If there is none. To read the folders without them would give wrong labels.
     """
-    places = [base / inner / name for base in (root, root.parent) for inner in (LISTS, "")]
-    pictures = _pictures(root)
+    is_one = _is_category(root)
+    tree = _parent(root) if is_one else root
+    places = [base / inner / name for base in (tree, _parent(tree)) for inner in (LISTS, "")]
+    pictures = _pictures(tree)
     if name == LISTS and pictures is not None:
         places.insert(0, pictures)
+    folders = _folders(root)
     for place in places:
-        if any(place.glob("*.json")):
+        if any(_list(place, category).is_file() for category in folders):
             return place
+    what = "one category of Real-IAD" if is_one else "Real-IAD"
+    wanted = f"{name_of(root)}.json beside it" if is_one else "<category>.json"
     raise DatasetError(
-        f"{root} looks like Real-IAD but has no {name}/<category>.json: unpack its lists there, "
+        f"{root} looks like {what} but has no {name}/{wanted}: unpack its lists there, "
         "because the folders do not say which pictures are good (all views: layout real-iad; "
-        "view C1 alone: real-iad-single)"
+        "view C1 alone: real-iad-single; another set: folder)"
     )
 
 
 def _notes(root: Path, lists: str) -> list[str]:
-    known, pictures = _find(root, lists), _pictures(root)
     place = _lists(root, lists)
+    if _is_category(root):
+        source = _list(place, name_of(root))
+        return [f"labels and splits from {source}, pictures from {root}"]
+    known, pictures = _find(root, lists), _pictures(root)
     absent = sorted(p.stem for p in place.glob("*.json") if p.stem not in known)
     notes = [f"labels and splits from {place.name}/, pictures from {pictures}"]
     if absent and place != pictures:
