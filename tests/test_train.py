@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,6 +75,21 @@ def test_the_state_is_saved_every_so_often(
     config = tiny_config.override({"train.epochs": 1, "train.checkpoint_minutes": 0})
     train(config, tmp_path, device="cpu")
     assert saved == [1, 2, 3, 3]
+
+
+def test_the_first_state_is_saved_after_a_minute(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mambaad import train as module
+
+    saved: list[int] = []
+    seconds = itertools.count(0.0, 40.0)
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "save_state", lambda *a: saved.append(a[3]["step"]))
+    config = tiny_config.override({"train.epochs": 2})
+    train(config, tmp_path, device="cpu")
+    assert saved == [2, 6]  # at 80 seconds, and at the end: 10 minutes are not over
 
 
 def test_kernels_are_compiled_before_the_first_step(

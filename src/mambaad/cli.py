@@ -62,9 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     # turns, and beside other work a spinning one starves the other. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # for odd file names
+        if isinstance(stream, io.TextIOWrapper):  # for odd file names
             stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="mambaad")

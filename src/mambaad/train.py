@@ -53,6 +53,9 @@ ENCODED_PIXELS = 64 * 256 * 256
 MEASURED = 512
 """Pictures that the teacher's maps are recentred by."""
 
+FIRST_SAVE = 1.0
+"""Minutes until the first state is saved, at most: who kills a training early can resume it too."""
+
 STOPPING = "finishing the step, then saving; once more stops at once and loses what is not saved"
 """Said when a training is asked to stop."""
 
@@ -235,18 +238,18 @@ def _run_steps(
     numbers and some of the weights have moved already, and a state saved then could not be resumed
     to the bit.
     """
-    done, saved_at = start, time.monotonic()
+    done, saved_at, pause = start, time.monotonic(), min(minutes, FIRST_SAVE)
     with DeferredInterrupt(STOPPING) as interrupt:
         for step in steps:
             done = step.number
             log.write(step)
             observer.step(step)
-            due = time.monotonic() - saved_at > 60 * minutes
+            due = time.monotonic() - saved_at > 60 * pause
             if interrupt.asked or due:
                 step.wait()  # raises if the weights are spoilt
                 log.flush()
                 save(done, log.seconds)
-                saved_at = time.monotonic()
+                saved_at, pause = time.monotonic(), minutes
             if interrupt.asked:
                 observer.message(f"interrupted after step {done}; the state is saved")
                 raise KeyboardInterrupt

@@ -93,7 +93,7 @@ class TrainConfig(Table):
     ``float32`` everything, without TF32; ``auto`` is bf16 on a GPU that has it, else float32."""
 
     checkpoint_minutes: float = 10.0
-    """Time between two checkpoints to resume from."""
+    """Time between two states to resume from; the first is saved after a minute at the latest."""
 
     preset: PresetName | None = None
     """Benchmark whose recipe ``mambaad train`` put in where nothing was set."""
