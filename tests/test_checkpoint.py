@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from mambaad import checkpoint
 from mambaad.config import Config, read_config
-from mambaad.errors import CheckpointError
+from mambaad.errors import CheckpointError, ConfigError
 from mambaad.model import build
 
 
@@ -123,3 +124,10 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
         (tmp_path / "provenance.json").write_text(damaged)
         with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json: .*remove it"):
             checkpoint.load_provenance(tmp_path)
+
+
+def test_settings_with_a_path_that_is_not_utf8_are_refused(tmp_path: Path) -> None:
+    config = Config().override({"data.root": os.fsdecode(b"/data/Gr\xf6\xdfe")})
+    with pytest.raises(ConfigError, match="is not UTF-8; rename the folder"):
+        checkpoint.save_config(tmp_path, config)
+    assert not (tmp_path / checkpoint.CONFIG).exists()

@@ -195,7 +195,6 @@ def test_mistakes_are_one_line(
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="its file names are text")
 def test_names_that_are_no_utf8_are_listed_by_links(tiny_data: Path, tmp_path: Path) -> None:
     samples = read_dataset(tiny_data).select(categories=["metal"]).samples
     odd = tmp_path / os.fsdecode(b"Gr\xf6\xdfe")

@@ -392,7 +392,6 @@ def test_a_stopped_prediction_keeps_its_rows(
     assert not caplog.messages
 
 
-@pytest.mark.skipif(os.name == "nt", reason="its file names are text")
 def test_names_that_are_no_utf8_are_escaped(
     detector: Detector, tiny_data: Path, tmp_path: Path
 ) -> None:

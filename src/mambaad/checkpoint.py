@@ -41,8 +41,19 @@ LONGEST_CAUSE = 160
 
 
 def save_config(run: Path, config: Config) -> None:
-    """Write the settings of a run."""
-    write_text(run / CONFIG, tomli_w.dumps(config.to_mapping()))
+    """Write the settings of a run.
+
+    Raises:
+        ConfigError: If a path in them is not UTF-8, which TOML must be.
+    """
+    text = tomli_w.dumps(config.to_mapping())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{config.data.root!r}: a path in the settings is not UTF-8; rename the folder"
+        ) from error
+    write_text(run / CONFIG, text)
 
 
 def load_config(run: Path) -> Config:

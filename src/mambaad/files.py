@@ -40,10 +40,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        file = next(place for place in (folder, *folder.parents) if place.exists())
-        raise ConfigError(
-            f"{file} is a file; the results need a folder: name another place"
-        ) from error
+        check_writable(folder)  # says which of them it is
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
 
 
 def check_writable(folder: Path) -> None:

@@ -241,11 +241,12 @@ def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[
     other = left_out_note([path for path in paths if path.is_dir()], MASK_NAMES)
     for path in paths:
         if path.is_dir():
+            whole = path.resolve()
             inside = [
                 file
                 for file in list_pictures(path)
                 if not set(file.relative_to(path).parts[:-1]) & set(MASK_NAMES)
-                and (left is None or not file.resolve().is_relative_to(left))
+                and (left is None or not (whole / file.relative_to(path)).is_relative_to(left))
             ]
             if not inside:
                 what = f"expected files ending in {', '.join(sorted(PICTURE_SUFFIXES))}"

@@ -20,7 +20,7 @@ from mambaad.config import Config
 from mambaad.data import Dataset, Sample, fingerprint, read_dataset
 from mambaad.data.check import FEW_PICTURES
 from mambaad.data.contamination import contaminate, leave_out
-from mambaad.errors import CheckpointError, DatasetError
+from mambaad.errors import CheckpointError, ConfigError, DatasetError
 
 HOLDOUT_SHARE = 0.1
 OWN_LAYOUTS = ("folder", "csv", "keys")
@@ -65,6 +65,39 @@ def read_pictures(config: Config) -> tuple[list[Sample], list[Sample], dict[str,
         "preset": config.train.preset,
     }
     return chosen, held_out, about
+
+
+def run_dataset(
+    verb: str,
+    run: Path,
+    config: Config,
+    data: Path | None,
+    categories: Sequence[str] = (),
+    layout: str | None = None,
+) -> Dataset:
+    """The pictures for a command on a run: those of ``data``, or the run's own.
+
+    Args:
+        verb: The command's name, for messages.
+        data: Root of another data set; None is the run's own.
+        categories: Only these; empty takes all, of the run's own those it was trained on.
+        layout: How ``data`` is laid out; None finds out, or knows it of the run.
+
+    Raises:
+        ConfigError: If the run knows no data set and none is given.
+        DatasetError: If it is not there any more or cannot be read.
+    """
+    own = data is None
+    if own and not config.data.root:
+        raise ConfigError(f"{run} knows no data set; give one: mambaad {verb} {run} DATA")
+    if own and not Path(config.data.root).expanduser().exists():
+        raise DatasetError(
+            f"the data set of {run} is no longer at {config.data.root}; "
+            f"give its place: mambaad {verb} {run} DATA"
+        )
+    chosen = tuple(categories) or (config.data.categories if own else ())
+    kind = layout or (config.data.layout if own else "auto")
+    return read_dataset(data or config.data.root, kind, chosen)
 
 
 def leave_learned_out(run: Path, config: Config, dataset: Dataset) -> Dataset:

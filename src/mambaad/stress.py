@@ -31,19 +31,18 @@ from rich.table import Table
 
 from mambaad.calibrate import Calibration, thresholds_for
 from mambaad.checkpoint import load_model, provenance
-from mambaad.config import Config
 from mambaad.corruptions import Corruption, Mask, corruptions
-from mambaad.data import Dataset, PictureStore, Sample, available_memory, fingerprint, read_dataset
+from mambaad.data import Dataset, PictureStore, Sample, available_memory, fingerprint
 from mambaad.data.cache import Progress, Store, map_in_threads, worker_count
 from mambaad.data.memory import PICTURE_SHARE
 from mambaad.devices import pick_device
-from mambaad.errors import CheckpointError, ConfigError, DatasetError
+from mambaad.errors import CheckpointError, DatasetError
 from mambaad.evaluate import read_masks
 from mambaad.files import write_json, write_text
 from mambaad.inference import Method, batches, picture_scores, scoring_precision
 from mambaad.metrics import auroc
 from mambaad.scores import score_top_of
-from mambaad.splits import leave_learned_out, results_folder
+from mambaad.splits import leave_learned_out, results_folder, run_dataset
 from mambaad.tiling import Tiling
 
 Score = Callable[[Store], NDArray[np.float32]]
@@ -280,7 +279,9 @@ def run_stress(
     target = pick_device(device)
     used = scoring_precision(precision, config.train.precision, target)
     calibration = _thresholds(run, used)
-    dataset = _read(run, config, data, categories, layout)
+    dataset = leave_learned_out(
+        run, config, run_dataset("stress", run, config, data, categories, layout)
+    )
     card = stress(
         model.to(target),
         dataset,
@@ -307,23 +308,6 @@ def _thresholds(run: Path, precision: str) -> Calibration:
             f"mambaad calibrate {run} DATA"
         )
     return calibration
-
-
-def _read(
-    run: Path, config: Config, data: Path | None, categories: Sequence[str], layout: str | None
-) -> Dataset:
-    own = data is None
-    if own and not config.data.root:
-        raise ConfigError(f"{run} knows no data set; give one: mambaad stress {run} DATA")
-    if own and not Path(config.data.root).expanduser().exists():
-        raise DatasetError(
-            f"the data set of {run} is no longer at {config.data.root}; "
-            f"give its place: mambaad stress {run} DATA"
-        )
-    chosen = tuple(categories) or (config.data.categories if own else ())
-    kind = layout or (config.data.layout if own else "auto")
-    dataset = read_dataset(data or config.data.root, kind, chosen)
-    return leave_learned_out(run, config, dataset)
 
 
 def save_card(folder: Path, card: Card, about: Mapping[str, Any]) -> list[Path]:

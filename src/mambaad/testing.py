@@ -34,7 +34,7 @@ from mambaad.kept_pictures import untested_line
 from mambaad.metrics import Protocol
 from mambaad.report import write_report
 from mambaad.results import save_evaluation
-from mambaad.splits import leave_learned_out, read_pictures, results_folder
+from mambaad.splits import leave_learned_out, read_pictures, results_folder, run_dataset
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ def run_test(
     config, model = load_model(run)
     target = pick_device(device)
     used = scoring_precision(precision, config.train.precision, target)
-    dataset = _read(run, config, data, categories, layout)
+    dataset = run_dataset("test", run, config, data, categories, layout)
+    if data is None and not categories:
+        _tell_untested(run, dataset)
     make_folder(folder := results_folder(run, config, data, dataset, out))  # or refuse it now
     evaluation = evaluate(
         model.to(target),
@@ -123,25 +125,6 @@ def _thresholds(run: Path, precision: str, dataset: Dataset) -> Calibration | No
             calibration.overall.threshold,
         )
     return calibration
-
-
-def _read(
-    run: Path, config: Config, data: Path | None, categories: Sequence[str], layout: str | None
-) -> Dataset:
-    own = data is None
-    if own and not config.data.root:
-        raise ConfigError(f"{run} knows no data set; give one: mambaad test {run} DATA")
-    if own and not Path(config.data.root).expanduser().exists():
-        raise DatasetError(
-            f"the data set of {run} is no longer at {config.data.root}; "
-            f"give its place: mambaad test {run} DATA"
-        )
-    chosen = tuple(categories) or (config.data.categories if own else ())
-    kind = layout or (config.data.layout if own else "auto")
-    dataset = read_dataset(data or config.data.root, kind, chosen)
-    if own and not categories:
-        _tell_untested(run, dataset)
-    return dataset
 
 
 def calibrate_run(
