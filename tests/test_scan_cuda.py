@@ -214,6 +214,24 @@ def test_without_skip_and_the_same_bits_twice(tile: Any) -> None:
             assert deviation(value.cpu(), expected[name]) < 1e-6, name
 
 
+@pytest.mark.parametrize("rank", [2, 12])
+def test_pictures_in_parts_give_the_same_bits(
+    rank: int, tile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three pictures, two and one at a time."""
+    tile(4, 2, 2, 1)
+    inputs, dy = make(3, (1, 3), 3, 8, rank, 2)
+    whole, sizes = on_gpu(inputs, dy), []
+    planes = cuda._Problem.planes
+    monkeypatch.setattr(cuda._Problem, "planes", lambda p, n: sizes.append(n) or planes(p, n))
+    monkeypatch.setattr(cuda, "_TRANSIENT", 0)
+    monkeypatch.setattr(tuning, "warps_at_once", lambda *_: 3)  # a picture has two
+    parts = on_gpu(inputs, dy)
+    assert sizes == [3, 2, 1]  # forwards it is all of them
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
 def test_behind_the_operator(tile: Any) -> None:
     tile(4, 4, 2, 1)
     inputs, dy = make(1, (2, 2), 3, 8, 2, 2)

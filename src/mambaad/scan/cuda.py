@@ -29,6 +29,9 @@ _BLOCK = 1024
 _SMALL_BLOCK = 512
 """The same for what is small and has many summands."""
 
+_TRANSIENT = 640 * 2**20
+"""Bytes that the backward pass may take until sums are made of them, if a GPU is kept at work."""
+
 _SUMS = 16
 """Parts that a float32 product over all positions is cut into."""
 
@@ -58,7 +61,7 @@ def forward(
         y (B, L, D) in the dtype of x; states of ``states_shape`` and ``states_dtype``, or empty.
     """
     p = _Problem(x, projections, a_log, dt_weight, dt_bias, skip, orders)
-    planes = p.planes()
+    planes = p.planes(p.batch)
     shape = states_shape(x, a_log, orders) if save else (0,)
     states = p.empty(*shape, dtype=states_dtype(x))
     segments, blocks = p.tiling.segments, -(-p.channels // LANES)
@@ -69,7 +72,7 @@ def forward(
         R=p.rank, N=p.states, T=p.tiling.chunk, U=p.tiling.unroll,
         SAVE=save, EVEN=p.even, num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
-    return p.sum_of_planes(planes), states
+    return p.sum_planes(planes, torch.empty_like(p.x)), states
 
 
 def backward(
@@ -95,54 +98,79 @@ def backward(
     segments, chunk = p.tiling.segments, p.tiling.chunk
     blocks = -(-p.channels // LANES)
     extra = p.rank if fused else 0
+    width = 2 * p.states + extra
     plan = _Plan.of(p.tiling, saved.dtype)
-    planes = p.planes()
-    rows = projections.new_empty((blocks, p.batch, p.length, p.paths, 2 * p.states + extra))
-    shape = (0,) if fused else (p.batch, p.length, p.paths, p.channels)
-    dz = projections.new_empty(shape)  # as wide as the matrix products that take it
-    sums_a = p.empty(p.batch * segments, p.paths, p.channels, p.states)
-    parameters = p.empty(p.batch * segments, p.paths, 2 + extra, p.channels)
+    dx = torch.empty_like(p.x)
+    dprojections = torch.empty_like(projections, memory_format=torch.contiguous_format)
+    dz = projections.new_empty((p.batch, p.length, p.paths, 0 if fused else p.channels))
+    sums_a = p.empty(p.batch, segments, p.paths, p.channels, p.states)
+    parameters = p.empty(p.batch, segments, p.paths, 2 + extra, p.channels)
     programs = min(blocks * segments * p.paths * p.batch, tuning.warps_at_once(plan.warps))
     scratch = programs * chunk + plan.steps  # of steps; see backward_kernel for those in front
     below = p.empty(scratch // plan.steps * p.states * LANES, dtype=saved.dtype)
     kept = p.empty(scratch * 2 * LANES)
     ends, sums = p.summaries(dy, reverse=True)
-    cuda_backward.backward_kernel[(programs,)](
-        dy, p.x, p.rows, p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders, saved, ends, sums,
-        below, kept, planes, rows, dz, sums_a, parameters,
-        p.batch, p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
-        R=p.rank, N=p.states, T=chunk, U=plan.steps, V=plan.ahead,
-        FUSED=fused, EVEN=p.even, num_warps=1, maxnreg=plan.registers, enable_fp_fusion=True,
-    )  # fmt: skip
+    pictures = _pictures_at_once(p, projections.itemsize * blocks * width)
+    for part in (slice(i, min(i + pictures, p.batch)) for i in range(0, p.batch, pictures)):
+        planes = p.planes(part.stop - part.start)
+        rows = projections.new_empty((blocks, len(planes), p.length, p.paths, width))
+        cuda_backward.backward_kernel[(min(blocks * segments * p.paths * len(planes), programs),)](
+            dy[part], p.x[part], p.rows[part], p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders,
+            saved[part], ends[part], sums[part], below, kept, planes, rows, dz[part],
+            sums_a[part], parameters[part],
+            len(planes), p.length, p.channels, p.paths, segments, p.pieces, p.chunks, blocks,
+            R=p.rank, N=p.states, T=chunk, U=plan.steps, V=plan.ahead,
+            FUSED=fused, EVEN=p.even, num_warps=1, maxnreg=plan.registers, enable_fp_fusion=True,
+        )  # fmt: skip
+        p.sum_planes(planes, dx[part])
+        _sum_rows(rows, dprojections[part])
+        del planes, rows  # before the next ones are allocated
     del below, kept
-    dx = p.sum_of_planes(planes)
-    del planes
-    return dx, *_parameter_gradients(p, projections, rows, dz, sums_a, parameters, fused)
+    return dx, *_parameter_gradients(p, dprojections, projections, dz, sums_a, parameters, fused)
+
+
+def _pictures_at_once(p: _Problem, row: int) -> int:
+    """Pictures whose gradients are taken side by side: all, or equal parts that keep a GPU at work.
+
+    A path's share of dx, and those of B's and C's gradients by block of channels (``row`` bytes for
+    a step of a path), are memory that is only needed until they are added up.
+    """
+    picture = p.paths * p.length * (row + p.channels * p.x.itemsize)
+    programs = p.paths * p.tiling.segments * -(-p.channels // LANES)
+    enough = -(-tuning.warps_at_once(tuning.WARPS) // programs)
+    most = max(enough, _TRANSIENT // picture)
+    return -(-p.batch // -(-p.batch // most))
+
+
+def _sum_rows(rows: Tensor, out: Tensor) -> None:
+    """Sum the gradients of B, C and perhaps of Δ's inputs over the blocks of channels."""
+    size = rows[0].numel()
+    cuda_sums.sum_rows_kernel[(-(-size // _BLOCK),)](
+        rows, out, size, rows.shape[0],
+        FROM=rows.shape[-1], TO=out.shape[-1], BLOCK=_BLOCK,
+        num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 def _parameter_gradients(
     p: _Problem,
+    dprojections: Tensor,
     projections: Tensor,
-    rows: Tensor,
     dz: Tensor,
     sums_a: Tensor,
     parameters: Tensor,
     fused: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sum what the programs found; for large ranks, do the step projection by matrix products."""
-    dprojections = torch.empty_like(projections, memory_format=torch.contiguous_format)
-    size = rows[0].numel()
-    cuda_sums.sum_rows_kernel[(-(-size // _BLOCK),)](
-        rows, dprojections, size, rows.shape[0],
-        FROM=rows.shape[-1], TO=projections.shape[-1], BLOCK=_BLOCK,
-        num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
+    """Sum what the programs found; for large ranks, do the step projection by matrix products.
+
+    ``dprojections`` is completed by the gradient of Δ's inputs where the programs have left it out.
+    """
     da_log, ddt_weight = torch.empty_like(p.a_log), torch.empty_like(p.dt_weight)
     ddt_bias, dskip = torch.empty_like(p.dt_bias), torch.empty_like(p.dt_bias)
-    programs = sum(-(-sums[0].numel() // _SMALL_BLOCK) for sums in (sums_a, parameters))
+    programs = sum(-(-sums[0, 0].numel() // _SMALL_BLOCK) for sums in (sums_a, parameters))
     cuda_sums.sum_parameters_kernel[(programs,)](
         sums_a, parameters, p.a_log, da_log, ddt_bias, dskip, ddt_weight,
-        sums_a.shape[0], p.paths, p.channels,
+        p.batch * p.tiling.segments, p.paths, p.channels,
         R=p.rank, N=p.states, FUSED=fused, BLOCK=_SMALL_BLOCK,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
@@ -222,10 +250,10 @@ class _Problem:
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.x.device)
 
-    def planes(self) -> Tensor:
+    def planes(self, pictures: int) -> Tensor:
         """A map for every path, as wide as x: rounding the summands of a sum that is rounded
         itself adds less than half to its error, and they are most of what is written."""
-        return self.x.new_empty((self.batch, self.paths, self.length, self.channels))
+        return self.x.new_empty((pictures, self.paths, self.length, self.channels))
 
     def summaries(self, source: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
         """What each piece does to a state; nothing is computed for a single segment."""
@@ -246,10 +274,10 @@ class _Problem:
             )  # fmt: skip
         return ends, sums
 
-    def sum_of_planes(self, planes: Tensor) -> Tensor:
-        out = torch.empty_like(self.x)
+    def sum_planes(self, planes: Tensor, out: Tensor) -> Tensor:
+        """Put the sum over the paths to ``out``, and return that."""
         size = self.length * self.channels
-        cuda_sums.sum_planes_kernel[(-(-size // _BLOCK), self.batch)](
+        cuda_sums.sum_planes_kernel[(-(-size // _BLOCK), len(planes))](
             planes, out, size, self.paths, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=True
         )
         return out

@@ -215,7 +215,7 @@ def step_back(
             sum_w = sum_w + (new,)
         total = sum_over_lanes(dr, lane, 4 * INPUTS)
         chosen = (lane % PER == 0) & (lane // PER < R)
-        tl.store(out + lane // PER, total, mask=chosen)
+        tl.store(out + lane // PER, total, mask=chosen, eviction_policy=STREAM)
     else:
         at = pixel * (K * D) + d
         tl.store(dz_out + at, dz, mask=in_d, eviction_policy=STREAM)

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from mambaad.scan.cuda_common import from_partner
+from mambaad.scan.cuda_common import STREAM, from_partner
 
 
 @triton.jit
@@ -62,8 +62,8 @@ def store_sums(out, db, dc, lane, N: tl.constexpr):
     # a lane's bit 16 says B or C; 8 and, of two or four teams a bit, 4 say which of its numbers
     place = (lane // 16) * N + (lane % Q) * 4 + (lane // 8 % 2) * 2
     if Q == 8:
-        tl.store(out + place, values[0])
-        tl.store(out + place + 1, values[1])
+        tl.store(out + place, values[0], eviction_policy=STREAM)
+        tl.store(out + place + 1, values[1], eviction_policy=STREAM)
     else:
         own = (lane & 2) == 0 if Q == 2 else lane >= 0
-        tl.store(out + place + lane // 4 % 2, values[0], mask=own)
+        tl.store(out + place + lane // 4 % 2, values[0], mask=own, eviction_policy=STREAM)
