@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
 from mambaad.errors import ConfigError
-from mambaad.files import check_writable, replacing, write_json, write_text
+from mambaad.files import alone_in, check_writable, replacing, write_json, write_text
 
 
 def test_replacing_puts_the_new_file_in_place(tmp_path: Path) -> None:
@@ -73,3 +75,33 @@ def test_a_folder_that_cannot_be_written_is_said_and_none_is_made(
     monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write all
     with pytest.raises(ConfigError, match=r"nothing can be written to .*; name another place"):
         check_writable(tmp_path / "a" / "b")
+
+
+def test_only_one_is_in_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "run"
+    with alone_in(folder):
+        with (
+            pytest.raises(ConfigError, match="another process is training in"),
+            alone_in(folder),
+        ):
+            pytest.fail("two are in it")
+        (folder / "x.txt").write_text("kept", encoding="utf-8")
+    with alone_in(folder):  # it is free again, and what lies there stays
+        assert [p.name for p in folder.iterdir()] == ["x.txt"]
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        assert tmp_path.is_dir()

@@ -27,6 +27,7 @@ from mambaad.errors import (
     ImageError,
     TrainingError,
 )
+from mambaad.files import alone_in
 from mambaad.model import MambaAD
 from mambaad.splits import split_holdout
 from mambaad.steplog import StepLog
@@ -130,6 +131,15 @@ def test_a_run_is_not_overwritten(tiny_run: Path, tiny_config: Config, tmp_path:
         train(tiny_config, tiny_run, device="cpu", resume=True)
     with pytest.raises(CheckpointError, match=r"there is no state\.safetensors"):
         train(tiny_config, tmp_path, device="cpu", resume=True)
+
+
+def test_two_do_not_train_in_one_folder(tiny_config: Config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with alone_in(run), pytest.raises(ConfigError, match="another process is training in"):
+        train(tiny_config, run, device="cpu")
+    with pytest.raises(DatasetError):  # alone there, but without pictures
+        train(tiny_config.override({"data.root": str(tmp_path / "none")}), run, device="cpu")
+    assert not run.exists()
 
 
 def test_other_settings_cannot_be_resumed_with(tiny_config: Config, tmp_path: Path) -> None:

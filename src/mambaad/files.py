@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mambaad.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; there nobody is kept out
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -42,6 +47,41 @@ def make_folder(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         check_writable(folder)  # says which of them it is
         raise ConfigError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it out of a folder; it is made, and removed if left empty.
+
+    The system takes the lock back when a process ends, however it ends.
+
+    Raises:
+        ConfigError: If another process is in it.
+    """
+    is_new = not folder.exists()
+    make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if handle is not None:
+            _lock(handle, folder)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"another process is training in {folder}: wait for it, or name another folder"
+        ) from error
+    except OSError:  # a file system without locks
+        return
 
 
 def check_writable(folder: Path) -> None:

@@ -33,7 +33,7 @@ from mambaad.data.tensors import (
 from mambaad.data.tiles import TileStore, whole_pictures
 from mambaad.devices import pick_device, resolve_precision
 from mambaad.errors import CheckpointError, ConfigError
-from mambaad.files import check_writable
+from mambaad.files import alone_in, check_writable
 from mambaad.fit import build_optimizer, computing, fit
 from mambaad.inference import score_pictures
 from mambaad.interrupt import DeferredInterrupt
@@ -101,11 +101,26 @@ def train(
         The trained network, in evaluation mode.
 
     Raises:
-        MambaADError: DatasetError, ConfigError, WeightsError, CheckpointError or TrainingError.
+        MambaADError: DatasetError, ConfigError (also if another process trains in the folder),
+            WeightsError, CheckpointError or TrainingError.
         KeyboardInterrupt: Passed on, after the state has been saved.
     """
     observer, target = observer or Observer(), pick_device(device)
     check_run_folder(run, resume, tensorboard)
+    with alone_in(run):
+        return _train(config, run, encoder_weights, resume, target, tensorboard, observer)
+
+
+def _train(
+    config: Config,
+    run: Path,
+    encoder_weights: Path | None,
+    resume: bool,
+    target: torch.device,
+    tensorboard: bool,
+    observer: Observer,
+) -> MambaAD:
+    """``train``, in a folder that no other process trains in."""
     chosen, held_out, about = read_pictures(config)
     model, source = _prepare_model(run, config, encoder_weights, resume, target)
     observer.message("; ".join([f"encoder weights: {source}", *about["notes"]]))
