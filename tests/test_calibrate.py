@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ import pytest
 
 from mambaad.calibrate import (
     calibrate,
+    highest_note,
+    joined,
     kept_beside,
     load_calibration,
     manual,
     precision_note,
     save_calibration,
+    set_by_hand,
     thresholds_for,
     with_kept,
+    with_origin,
 )
 from mambaad.errors import CheckpointError, ConfigError
 
@@ -34,6 +39,45 @@ def test_few_scores_give_the_highest_and_overall_is_the_highest_category() -> No
     assert found.threshold(None) == found.threshold("unknown") == 0.9
     assert found.categories["a"].pictures == 3
     assert found.categories["a"].mean == pytest.approx(0.2)
+
+
+def test_too_few_pictures_for_a_quantile_are_told() -> None:
+    def note(quantile: float, **counts: int) -> str | None:
+        names = [name for name, count in counts.items() for _ in range(count)]
+        scores = np.random.default_rng(0).random(len(names))
+        return highest_note(calibrate(scores.tolist(), names, "training pictures", quantile))
+
+    assert note(0.99, nut=10) == (
+        "nut (10 pictures): the threshold is their highest score; the 0.99 quantile needs more "
+        "pictures"
+    )
+    assert note(0.99, bolt=100, nut=101) is not None
+    assert note(0.99, nut=101) is note(0.8, nut=10) is note(1, nut=10) is None
+    line = note(0.9, a=1, b=2, c=3, d=4, e=5, f=20)
+    assert line is not None
+    assert line.startswith("a (1 picture), b (2 pictures), c (3 pictures) and 2 more: the thresh")
+
+
+@pytest.mark.parametrize("count", [1, 10, 100, 101, 500])
+@pytest.mark.parametrize("quantile", [0.5, 0.8, 0.99, 1])
+def test_what_was_calibrated_was_not_set_by_hand(count: int, quantile: float) -> None:
+    for seed in range(20):
+        scores = np.random.default_rng(seed).lognormal(size=count).tolist()
+        found = calibrate(scores, ["a"] * count, "training pictures", quantile).categories["a"]
+        assert not set_by_hand(found, quantile)
+        assert set_by_hand(replace(found, threshold=found.maximum * 1.001), quantile)
+        assert set_by_hand(replace(found, threshold=-1000.0), quantile)
+        if sorted(scores).index(found.threshold) == count - 1:
+            assert set_by_hand(replace(found, threshold=found.threshold * 0.999), quantile)
+
+
+def test_the_least_threshold_that_scores_allow_was_not_set_by_hand() -> None:
+    scores = [0.3] * 90 + [0.7] * 10  # all that are not above it are as high as it is
+    found = calibrate(scores, ["a"] * 100, "training pictures", 0.8).categories["a"]
+    assert found.threshold == 0.3
+    assert not set_by_hand(calibrate([0.3] * 7, ["a"] * 7, "given", 0.5).categories["a"], 0.5)
+    assert set_by_hand(replace(found, threshold=0.2), 0.8)
+    assert not set_by_hand(replace(found, pictures=0), 0.8)
 
 
 def test_it_comes_back_from_its_file_and_can_be_edited(tmp_path: Path) -> None:
@@ -129,6 +173,20 @@ def test_other_thresholds_are_kept_with_their_origin(tmp_path: Path) -> None:
     assert again.kept == ("a",)
     assert again.categories["a"] == a
     assert [again.threshold(c) for c in ("a", "b", None)] == [0.4, 0.3, 0.4]
+
+
+def test_joined_thresholds_keep_the_origin_that_they_have() -> None:
+    old = calibrate([0.1], ["a"], "training pictures", 0.9)
+    own = replace(old.categories["a"], source="given")
+    assert with_origin(own, old) == replace(own, quantile=0.9)
+    new = calibrate([0.3, 0.4], ["a", "b"], "held-out training pictures", precision="bf16")
+    others = {"a": with_origin(own, old), "c": with_origin(own, old)}
+    both = joined(new, others, "both")
+    assert list(both.categories) == ["a", "b", "c"]
+    assert both.categories["a"] == with_origin(new.categories["a"], new)
+    assert both.categories["c"] == others["c"]
+    assert (both.source, both.quantile, both.precision) == ("both", 0.99, "bf16")
+    assert (both.overall.threshold, both.overall.pictures) == (0.4, 3)
 
 
 def test_a_file_where_nothing_is_kept_says_all_in_one_place(tmp_path: Path) -> None:

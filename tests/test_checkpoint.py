@@ -120,9 +120,9 @@ def test_a_record_comes_back(tmp_path: Path) -> None:
     assert checkpoint.load_provenance(tmp_path) == {}
     checkpoint.save_provenance(tmp_path, {"encoder_weights": "file a.pth"})
     assert checkpoint.load_provenance(tmp_path) == {"encoder_weights": "file a.pth"}
-    for damaged in ("{", "[1]", "3"):
-        (tmp_path / "provenance.json").write_text(damaged)
-        with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json: .*remove it"):
+    for damaged in ("{", "[1]", "3", "[]", '[["encoder_weights", "x"]]', "null", "\xff"):
+        (tmp_path / "provenance.json").write_bytes(damaged.encode("latin-1"))
+        with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json: .*remove it$"):
             checkpoint.load_provenance(tmp_path)
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,96 @@ def test_predict_says_when_the_category_is_not_known(
     (row,) = csv.DictReader((tmp_path / "out" / "predictions.csv").read_text().splitlines())
     assert (row["image_path"], row["pred_score"]) == (str(tmp_path / "b.png"), "")
     assert "not a picture" in row["error"]
+
+
+def test_predict_says_when_a_product_has_no_threshold(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was judged as the only product that had one."""
+    own, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(tiny_run, own)
+    values = json.loads((own / "calibration.json").read_text())
+    del values["categories"]["metal"]
+    values["categories"]["wood"]["threshold"] = 9.0  # by hand: the overall one is not the highest
+    (own / "calibration.json").write_text(json.dumps(values))
+    flags = ["--out", out, "--no-heatmaps"]
+    pictures = tiny_data / "metal" / "test"
+    assert run("predict", own, pictures, *flags) == 0
+    shown = capsys.readouterr().out
+    assert "6 of 6 pictures is not known, so the overall threshold of calibration.json dec" in shown
+    assert "highest," not in shown
+    assert f"no threshold for metal: 'mambaad calibrate {own} DATA' makes it" in shown
+    rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+    overall = values["overall"]["threshold"]
+    assert {(row["category"], float(row["threshold"])) for row in rows} == {("", overall)}
+    good = [row for row in rows if row["pred_label"] == "0"]
+    assert all((row["box_left"] == "") == (row in good) for row in rows)
+    assert run("predict", own, pictures, *flags, "--threshold", "0.1") == 0
+    assert "note:" not in capsys.readouterr().out
+    (own / "calibration.json").unlink()
+    assert run("predict", own, pictures, *flags) == 0
+    assert f"note: no thresholds in {own}, so nothing is decided" in capsys.readouterr().out
+    assert run("predict", own, pictures, *flags, "--threshold", "0.1") == 0
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_predict_writes_over_no_file_of_ones_own(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "heatmaps" / "a.jpg"
+    mine.parent.mkdir()
+    for path in (mine, tmp_path / "a.png"):
+        shutil.copy(tiny_data / "metal" / "test" / "good" / "000.png", path)
+    before = mine.read_bytes()
+    for _ in range(2):
+        assert run("predict", tiny_run, tmp_path / "a.png", "--out", tmp_path) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {mine} is not a heat map of an earlier call")
+        assert mine.read_bytes() == before
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("done", [0, 2])
+def test_ctrl_c_ends_predict_with_a_word(
+    tiny_run: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    done: int,
+) -> None:
+    from mambaad.display import PredictDisplay
+    from mambaad.predict import Detector
+
+    def interrupt(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    if done:
+        added, numbers = PredictDisplay.add, iter(range(9))
+
+        def add(*arguments: Any) -> None:
+            added(*arguments)
+            if next(numbers) == done - 1:
+                interrupt()
+
+        monkeypatch.setattr(PredictDisplay, "add", add)
+    else:
+        monkeypatch.setattr(Detector, "load", interrupt)
+    assert run("predict", tiny_run, tiny_data / "metal" / "test", "--out", tmp_path / "p") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+    partial = tmp_path / "p" / "predictions.partial.csv"
+    if done:
+        assert caplog.messages == [f"done: 2 of 6; their rows are in {partial}"]
+    assert partial.exists() == bool(done)
+
+
+def test_predict_tells_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("predict", "--help") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0 all done; 2 a mistake, or pictures that could not be read" in shown
+    assert "130 stopped." in shown
+    assert "A good picture has none." in shown
 
 
 def test_ones_own_folder_with_odd_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +334,24 @@ def test_ctrl_c_says_how_to_go_on(
     assert "resume it" in capsys.readouterr().err
     assert run("train", "--out", out, "--resume") == 0
     assert run("test", out) == 0
+
+
+def test_a_request_to_end_stops_a_verb_like_ctrl_c(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What service managers send; nothing half is left."""
+    from mambaad.predict import Detector
+
+    scored, out = Detector._prediction, tmp_path / "found"
+
+    def end(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return scored(*arguments)
+
+    monkeypatch.setattr(Detector, "_prediction", end)
+    assert run("predict", tiny_run, tiny_data / "metal" / "test", "--out", out) == 130
+    left = {path.name for path in out.iterdir()}
+    assert left <= {"heatmaps", "predictions.partial.csv"}
 
 
 def test_scans_are_drawn(tmp_path: Path) -> None:

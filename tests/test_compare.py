@@ -58,6 +58,29 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert math.isnan(read_result(make_run(tmp_path / "x", None)).values["mean"]["mAD"])
 
 
+def test_more_metrics_are_in_the_table_of_all(tmp_path: Path) -> None:
+    """The first run was tested by a version that did not have them."""
+    runs = [make_run(tmp_path / str(seed), 0.5, train__seed=seed) for seed in range(3)]
+    for run, value in zip(runs[1:], (0.2, 0.4), strict=True):
+        file = run / "evaluation.json"
+        pixels = {"pixel_AUPIMO": value, "pixel_SegF1": None}
+        more = {"pixels": {"nut": pixels, "mean": pixels}, "samples": {"nut": 1.0, "mean": 1.0}}
+        file.write_text(json.dumps({**json.loads(file.read_text()), **more}))
+    old, *new = [read_result(run) for run in runs]
+    assert math.isnan(old.values["mean"]["pixel_AUPIMO"])
+    plain = ["run", "category", "seeds", *FIELDS]
+    assert [c.name for c in comparison([old], "all").columns] == plain
+    assert [c.name for c in comparison(new, "category").columns] == plain
+    sheet = comparison(new, "all")
+    assert [c.name for c in sheet.columns] == [*plain, "pixel_AUPIMO", "sample_AUROC"]
+    assert [row[1:2] + row[-2:] for row in to_text(sheet)] == [
+        ["bolt", "–", "–"],
+        ["nut", "30.0 ± 14.1", "100.0 ± 0.0"],
+        ["mean", "30.0 ± 14.1", "100.0 ± 0.0"],
+    ]
+    assert to_text(comparison([old, *new], "all"))[-1][-2:] == ["–", "–"]
+
+
 def test_what_is_no_tested_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a run folder"):
         read_result(tmp_path)

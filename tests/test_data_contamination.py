@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,17 @@ def test_a_share_of_each_category_is_replaced(share: float, seed: int) -> None:
     assert sorted(s.image.relative_to(ROOT).as_posix() for s in learned) == list(moved)
     # what the test of such a run leaves out is just what left it
     assert leave_out(data, moved).select(split="test").samples == mixed.select(split="test").samples
+
+
+def test_how_many_were_moved_is_a_note() -> None:
+    data = replace(dataset(good=12, bad=6), notes=("a note",))
+    mixed, moved = contaminate(data, 0.1, 0)
+    assert len(moved) == 2
+    assert mixed.notes == (
+        "a note",
+        "2 of 24 training pictures (8.3 %) are defective ones of the test, which they leave "
+        "(data.contamination 0.1)",
+    )
 
 
 def test_a_smaller_share_is_part_of_a_larger_one() -> None:

@@ -115,6 +115,26 @@ def test_categories_are_chosen_by_name(tmp_path: Path) -> None:
         read_dataset(tmp_path, categories=["pill", "cable"])
 
 
+@pytest.mark.parametrize("name", ["mean", "pooled"])
+def test_names_that_results_need_are_refused(tmp_path: Path, name: str) -> None:
+    lay(tmp_path / "a", *MVTEC, f"{name}/train/good/0.png")
+    assert read_dataset(tmp_path / "a", categories=["cable"]).categories == ("cable",)
+    lay(tmp_path / "b", f"{name}/good/0.png", "nut/good/0.png")
+    lay(tmp_path / "c" / name, "0.png")
+    lay(tmp_path / "d", "0.png")
+    (tmp_path / "d/samples.csv").write_text(f"image_path,label_index,category\n0.png,0,{name}\n")
+    lay(tmp_path / "e", "0.png")
+    (tmp_path / "e/folder.toml").write_text(f'name = "{name}"\nnormal_dir = "."\n')
+    record = '{"img_path": "0.png", "mask_path": "", "anomaly": 0}'
+    lay(tmp_path / "f", "0.png")
+    (tmp_path / "f/meta.json").write_text(f'{{"train": {{"{name}": [{record}]}}}}')
+    places = [tmp_path / place for place in ("a", "b", f"c/{name}", "d", "e", "f")]
+    for place in places:
+        with pytest.raises(DatasetError, match=f"named '{name}', .*: rename its folder") as caught:
+            read_dataset(place)
+        assert "\n" not in str(caught.value)
+
+
 def test_hidden_and_foreign_files_are_passed_over(tmp_path: Path) -> None:
     good = "part/train/good/"
     lay(

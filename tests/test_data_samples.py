@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mambaad.data.samples import Dataset, Sample
+from mambaad.data.samples import RESERVED_NAMES, Dataset, Sample, path_inside
 from mambaad.errors import DatasetError
+from mambaad.metrics.tables import MEAN
 
 SAMPLES = (
     Sample(Path("r/bottle/a.png"), "bottle", "train"),
@@ -35,3 +36,12 @@ def test_select_keeps_the_order_of_what_fits() -> None:
 def test_select_refuses_an_unknown_category() -> None:
     with pytest.raises(DatasetError, match=r"no category \['pill'\] in r; it has"):
         DATASET.select(categories=["bottle", "pill"])
+
+
+def test_the_row_of_means_has_a_reserved_name() -> None:
+    assert MEAN in RESERVED_NAMES
+
+
+def test_files_are_named_by_their_place_in_the_data_set() -> None:
+    assert path_inside(Path("r/bottle/a.png"), Path("r")) == "bottle/a.png"
+    assert path_inside(Path("elsewhere/a.png"), Path("r")) == "elsewhere/a.png"

@@ -124,13 +124,13 @@ def test_one_class_is_undefined(fill: bool, only: str) -> None:
     maps, masks = np.zeros((2, 3, 3), np.float32), np.full((2, 3, 3), fill)
     found = pixel_metrics(maps, masks, "exact", 0.3, device=CPU)
     assert found == dict.fromkeys(found, f"one class only: every pixel is {only}")
-    assert len(found) == 4
+    assert len(found) == 6
 
 
 def test_perfect_maps() -> None:
     masks = example()[1]
     found = pixel_metrics(masks.astype(np.float32), masks, "exact", 0.3, device=CPU, room=100)
-    assert list(found.values()) == [1.0, 1.0, 1.0, pytest.approx(1.0)]
+    assert list(found.values()) == [1.0, 1.0, 1.0, pytest.approx(1.0), 1.0, pytest.approx(1.0)]
 
 
 def test_float64_maps_are_ranked_in_float64() -> None:

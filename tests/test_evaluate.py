@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,14 +16,17 @@ from helpers import Brightness
 from PIL import Image
 from torch import Tensor
 
-from mambaad import device_metrics, metrics
+from mambaad import device_metrics, inference, metrics
 from mambaad import evaluate as module
 from mambaad.calibrate import calibrate
 from mambaad.data import Dataset, Sample, read_dataset
 from mambaad.errors import ConfigError, DatasetError, ImageError
 from mambaad.evaluate import evaluate, exactness_of, pixel_metrics_for
 from mambaad.grouping import read_masks
+from mambaad.inference import Scorer
+from mambaad.metrics import PixelSummary
 from mambaad.results import save_evaluation
+from mambaad.tiling import Tiling
 
 SIZE = (32, 32)
 CPU = torch.device("cpu")
@@ -162,17 +167,162 @@ def test_streaming_gives_the_same_and_says_so(tiny_data: Path, tmp_path: Path) -
         for one, other in zip(result.examples, exact.examples, strict=True):
             assert np.allclose(one.map, other.map, atol=1e-6)
             assert (one.mask is None) == (other.mask is None)
-        assert result.pixels is not None
+        assert_same_pixels(result.pixels, exact.pixels)
     assert found.pooled is not None
     assert found.pooled.pixels == 12 * 64 * 64
     assert expected.pooled is None
     save_evaluation(tmp_path, found, {})
     values = json.loads((tmp_path / "evaluation.json").read_text())
-    assert list(values["pixels"]) == ["metal", "wood", "pooled"]
+    assert list(values["pixels"]) == ["metal", "wood", "mean", "pooled"]
     assert values["mean"]["method"] == "streaming"
     assert (
         "from bins, within 1e-4 of exact: metal, wood" in (tmp_path / "evaluation.md").read_text()
     )
+
+
+def assert_same_pixels(found: PixelSummary | None, expected: PixelSummary | None) -> None:
+    assert found is not None
+    assert expected is not None
+    assert (found.method, expected.method) == ("streaming", "exact")
+    for name in metrics.SUMMARY_FIELDS:
+        wanted = pytest.approx(getattr(expected, name), abs=1e-4, nan_ok=True)
+        assert getattr(found, name) == wanted, name
+    assert found.reasons == expected.reasons
+    assert (found.threshold, found.pixels) == (expected.threshold, expected.pixels)
+
+
+@pytest.mark.parametrize("protocol", ["exact", "ader"])
+def test_the_exact_way_has_all_pixel_metrics(dataset: Dataset, protocol: Any) -> None:
+    calibration = calibrate([0.2], ["c"], "training pictures")
+    found = evaluate(
+        Brightness(), dataset, SIZE, device=CPU, calibration=calibration, protocol=protocol
+    )
+    result = found.categories["c"]
+    assert result.pixels is not None
+    masks = np.zeros((5, *SIZE), np.bool_)
+    masks[2:, 4:12, 4:12] = True
+    values = np.array([10, 40, 200, 30, 90], np.float32) / 255
+    maps = np.zeros(masks.shape, np.float32)
+    maps[:, 4:12, 4:12] = values[:, None, None]
+    expected = metrics.summarise(maps, masks, threshold=result.threshold)
+    for name in metrics.MORE_PIXEL_METRICS:
+        assert getattr(result.pixels, name) == pytest.approx(getattr(expected, name), abs=1e-12)
+        assert found.extras["c"][name] == getattr(result.pixels, name)
+    for name in metrics.PIXEL_METRICS:
+        assert getattr(result.pixels, name) == getattr(result.report, name)
+    assert result.pixels.pixel_SegF1 == pytest.approx(2 * 128 / (128 + 192))
+    assert "sample_AUROC" not in result.extras
+
+
+def test_all_pixels_together_in_a_mixed_test(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = read_dataset(tiny_data).samples
+    some = [s for s in samples if s.split == "test"]
+    dropped = next(s for s in some if s.category == "wood" and not s.is_anomalous)
+    data = Dataset(tiny_data, "mvtec", tuple(s for s in some if s is not dropped))
+    calibration = calibrate([0.3, 0.5], ["metal", "wood"], "training pictures")
+    run = partial(evaluate, Brightness(), data, (64, 64), device=CPU, calibration=calibration)
+    streamed = run(metrics="streaming")
+    monkeypatch.setattr(module, "EXACT_PIXELS", 5 * 64 * 64)
+    mixed = run()
+    assert [r.report.method for r in mixed.categories.values()] == ["streaming", "exact"]
+    assert_same_pixels(streamed.categories["wood"].pixels, mixed.categories["wood"].pixels)
+    assert mixed.pooled == streamed.pooled
+    assert mixed.pooled is not None
+    assert mixed.pooled.threshold is None
+    true = false = positives = 0
+    for name in mixed.categories:
+        tests = [s for s in data.samples if s.category == name]
+        found = [Scorer(Brightness(), CPU)(_picture(s.image))[0][0] for s in tests]
+        masks = np.array(read_masks(tests, (64, 64)))
+        above = np.array(found) > cast(float, mixed.categories[name].threshold)
+        true, false = true + int((above & masks).sum()), false + int((above & ~masks).sum())
+        positives += int(masks.sum())
+    assert mixed.pooled.pixel_SegF1 == 2 * true / (true + false + positives)
+    assert "pixel_SegF1" not in mixed.pooled.reasons
+
+
+def _picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))[None]
+
+
+@pytest.mark.parametrize("way", ["exact", "streaming"])
+def test_objects_of_one_kind_have_no_auroc(dataset: Dataset, way: Any) -> None:
+    """Each object has a good view and a bad one: all objects are bad."""
+    views = [replace(s, group=g) for s, g in zip(dataset.samples[:4], "abab", strict=True)]
+    found = evaluate(
+        Brightness(), Dataset(dataset.root, "mvtec", tuple(views)), SIZE, device=CPU, metrics=way
+    )
+    assert found.categories["c"].sample_auroc is None
+    assert "one class only" in str(found.extras["c"]["sample_AUROC"])
+
+
+@pytest.mark.parametrize("way", ["exact", "streaming"])
+@pytest.mark.parametrize("batch", [1, 4, 8])
+def test_the_scores_are_the_scorers(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, way: Any, batch: int
+) -> None:
+    """Whatever it says: they are not computed from the maps once more. Batches of 4 and 8 hold
+    pictures of both categories, six each."""
+    numbers = iter(range(100))
+
+    def numbered(maps: Tensor, _: float) -> Tensor:
+        return torch.tensor([next(numbers) for _ in maps], dtype=torch.float32)
+
+    monkeypatch.setattr(inference, "device_scores", numbered)
+    monkeypatch.setattr(inference, "batch_size_for", lambda *_: batch)
+    data = read_dataset(tiny_data)
+    found = evaluate(Brightness(), data, (64, 64), device=CPU, metrics=way)
+    scores = [result.scores.tolist() for result in found.categories.values()]
+    assert scores == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    examples = sum(len(r.examples) for r in found.categories.values())
+    assert next(numbers) == 12 + (examples if way == "streaming" else 0)
+    for result in found.categories.values():
+        assert {e.path: e.score for e in result.examples}.items() <= dict(
+            zip(result.paths, result.scores.tolist(), strict=True)
+        ).items()
+
+
+def test_tiled_pictures_are_scored_by_their_blended_maps(dataset: Dataset) -> None:
+    class Rising(Brightness):
+        """Higher towards the right of a tile, so that neighbours differ where they overlap."""
+
+        def anomaly_maps(self, images: Tensor) -> Tensor:
+            return super().anomaly_maps(images) * torch.arange(1.0, images.shape[3] + 1)
+
+    tiling = Tiling(SIZE, (32, 16), 0.5)
+    for way in ("exact", "streaming"):
+        result = evaluate(
+            Rising(), dataset, SIZE, device=CPU, tiling=tiling, metrics=cast(Any, way)
+        ).categories["c"]
+        assert len(result.examples) == 4
+        for example in result.examples:
+            whole = Scorer(Rising(), CPU, tiling=tiling)(example.picture[None])[0][0]
+            assert np.array_equal(example.map, whole)
+            assert example.score == whole.max()
+            tiles = [example.picture[None, :, x : x + 16] for x in tiling.columns]
+            assert example.score < max(Scorer(Rising(), CPU)(tile)[1][0] for tile in tiles)
+
+
+def test_one_scorer_does_for_all_categories(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each would capture graphs of its own."""
+    made: list[object] = []
+
+    class Counted(Scorer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            made.append(self)
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(module, "Scorer", Counted)
+    monkeypatch.setattr(inference, "Scorer", Counted)
+    data = read_dataset(tiny_data)
+    found = evaluate(Brightness(), data, (64, 64), device=CPU, metrics="streaming")
+    assert [len(result.examples) > 0 for result in found.categories.values()] == [True, True]
+    assert len(made) == 1
 
 
 def test_streaming_without_masks_has_image_metrics(dataset: Dataset) -> None:

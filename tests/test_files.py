@@ -36,6 +36,23 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
+def test_the_longest_names_are_written(tmp_path: Path) -> None:
+    names = ["a" * 251 + ".txt", "a" * 250 + "b.txt", "ü" * 125 + ".txt"]
+    for name in names:
+        write_text(tmp_path / name, name)
+    assert {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()} == {
+        name: name for name in names
+    }
+
+
+def test_two_files_at_once_do_not_meet(tmp_path: Path) -> None:
+    names = [f"{'a' * 99}{number}.txt" for number in range(2)]
+    with replacing(tmp_path / names[0]) as one, replacing(tmp_path / names[1]) as two:
+        one.write_text("0", encoding="utf-8")
+        two.write_text("1", encoding="utf-8")
+    assert [(tmp_path / name).read_text("utf-8") for name in names] == ["0", "1"]
+
+
 def test_the_temporary_name_keeps_the_suffix(tmp_path: Path) -> None:
     with replacing(tmp_path / "x.png") as temporary:
         assert temporary.suffix == ".png"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,6 @@ from mambaad.inference import (
     Scorer,
     batch_size_for,
     batches,
-    picture_scores,
     score_pictures,
     scoring_precision,
 )
@@ -55,30 +56,54 @@ def random_pictures(count: int, size: tuple[int, int] = (32, 32)) -> np.ndarray:
 
 def test_batches_go_through_all_pictures_in_order(store: PictureStore) -> None:
     calls: list[tuple[int, int]] = []
-    parts = list(
-        batches(Red(), store, CPU, batch_size=4, progress=lambda d, n: calls.append((d, n)))
-    )
+    scorer = Scorer(Red(), CPU)
+    parts = list(batches(scorer, store, batch_size=4, progress=lambda d, n: calls.append((d, n))))
     assert [p[0].tolist() for p in parts] == [[0, 1, 2, 3], [4, 5]]
     assert calls == [(4, 6), (6, 6)]
-    pictures = store[np.arange(6)]
-    assert np.array_equal(np.concatenate([p[1] for p in parts]), pictures)
-    maps, scores = Scorer(Red(), CPU)(pictures)
-    assert np.array_equal(np.concatenate([p[2] for p in parts]), maps)
-    assert picture_scores(maps).tolist() == [m.max() for m in maps] == scores.tolist()
+    maps, scores = scorer(store[np.arange(6)])
+    assert np.array_equal(np.concatenate([p[1] for p in parts]), maps)
+    assert np.array_equal(np.concatenate([p[2] for p in parts]), scores)
+    assert scores.tolist() == [m.max() for m in maps]
     assert score_pictures(Red(), store, CPU, indices=[3, 0]) == scores[[3, 0]].tolist()
 
 
 def test_chosen_pictures_only(store: PictureStore) -> None:
-    parts = list(batches(Red(), store, CPU, indices=[5, 1]))
-    assert parts[0][0].tolist() == [5, 1]
-    assert np.array_equal(parts[0][1], store[[5, 1]])
+    scorer = Scorer(Red(), CPU)
+    ((indices, maps, scores),) = batches(scorer, store, indices=[5, 1])
+    expected = scorer(store[[5, 1]])
+    assert indices.tolist() == [5, 1]
+    assert np.array_equal(maps, expected[0])
+    assert np.array_equal(scores, expected[1])
+
+
+def test_no_pictures_are_no_batches(store: PictureStore) -> None:
+    assert list(batches(Scorer(Red(), CPU), store, indices=[])) == []
+    assert score_pictures(Red(), store, CPU, indices=[]) == []
+
+
+def test_a_batch_is_scored_when_it_is_asked_for(store: PictureStore) -> None:
+    scored: list[int] = []
+
+    class Noting(Red):
+        def anomaly_maps(self, images: Tensor) -> Tensor:
+            scored.append(len(images))
+            return super().anomaly_maps(images)
+
+    before = threading.active_count()
+    running = batches(Scorer(Noting(), CPU), store, batch_size=2)
+    assert scored == []
+    next(running)
+    assert scored == [2]
+    running.close()
+    assert scored == [2]
+    assert threading.active_count() == before
 
 
 def test_an_unreadable_picture_ends_it(store: PictureStore, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no picture")
     broken = PictureStore([*store.paths[:3], tmp_path / "x.png"], (32, 48), "none")
     before = threading.active_count()
-    running = batches(Red(), broken, CPU, batch_size=2)
+    running = batches(Scorer(Red(), CPU), broken, batch_size=2)
     assert next(running)[0].tolist() == [0, 1]
     with pytest.raises(ImageError, match=r"x\.png"):
         next(running)
@@ -122,6 +147,54 @@ def test_a_stream_keeps_the_order_and_the_sizes() -> None:
         assert np.array_equal(maps, to_tensor(pictures, CPU)[:, 0].numpy())
         assert np.array_equal(scores, maps.max((1, 2)))
     assert taken == [2, 1, 3]
+
+
+def test_maps_stay_on_the_device_if_not_wanted(
+    store: PictureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, pictures = Scorer(Red(), CPU), store[np.arange(6)]
+    ((maps, scores),) = scorer.stream([pictures], maps=False)
+    assert maps.shape == (6, 0, 48)
+    assert np.array_equal(scores, scorer(pictures)[1])
+    came: list[np.ndarray] = []
+
+    class Spy(Scorer):
+        def stream(self, *arguments: Any, **options: Any) -> Any:
+            for maps, scores in super().stream(*arguments, **options):
+                came.append(maps)
+                yield maps, scores
+
+    monkeypatch.setattr("mambaad.inference.Scorer", Spy)
+    assert score_pictures(Red(), store, CPU) == scores.tolist()
+    assert sum(maps.size for maps in came) == 0
+    assert sum(map(len, came)) == 6
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_downloaded(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    """With streams and page-locked memory that are none, for there is no GPU."""
+    pinned: list[tuple[int, ...]] = []
+    make = torch.empty
+
+    def empty(shape: Any, *, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            pinned.append(tuple(shape))
+        return make(shape, **options)
+
+    scorer, pictures = Scorer(Red(), CPU), random_pictures(3)
+    lane = SimpleNamespace(wait_stream=lambda _: None)
+    scorer._upload = scorer._work = scorer._download = lane  # type: ignore[assignment]
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: lane)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch, "empty", empty)
+    running = scorer._start(torch.from_numpy(pictures), slice(None if wanted else 0))
+    maps, scores = running.result()
+    expected = scorer(pictures)
+    assert pinned == [(3, 32, 32, 3), (3, 32 if wanted else 0, 32), (3,)]
+    assert np.array_equal(maps, expected[0] if wanted else expected[0][:, :0])
+    assert np.array_equal(scores, expected[1])
 
 
 def test_a_new_scorer_sees_changed_weights(small: MambaAD) -> None:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mambaad.interrupt import SIGNALS, DeferredInterrupt
+from mambaad.interrupt import SIGNALS, DeferredInterrupt, ending_as_ctrl_c
 
 
 @pytest.mark.parametrize("name", SIGNALS)
@@ -26,12 +26,19 @@ def test_the_first_is_remembered_and_the_second_interrupts(
     assert [signal.getsignal(s) for s in SIGNALS] == before
 
 
+def test_a_request_to_end_is_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ending_as_ctrl_c():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_in_another_thread_nothing_changes() -> None:
     found = []
 
     def look() -> None:
         before = signal.getsignal(signal.SIGINT)
-        with DeferredInterrupt("never said") as interrupt:
+        with ending_as_ctrl_c(), DeferredInterrupt("never said") as interrupt:
             found.append((interrupt.asked, signal.getsignal(signal.SIGINT) is before))
 
     thread = threading.Thread(target=look)

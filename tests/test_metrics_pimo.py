@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mambaad.metrics.pimo import area_under_pimo, picture_weights
+from mambaad.metrics import summarise
+from mambaad.metrics.pimo import area_under_pimo, aupimo, picture_weights
 
 
 def slow(defects: list[list[float]], normal: list[float], low: float, high: float) -> float:
@@ -48,6 +49,41 @@ def test_equal_to_small_steps(normal: np.ndarray, one: np.ndarray, two: np.ndarr
     found = area_under_pimo(above, at, recall, normal.size, low, high)
     expected = slow([one.tolist(), two.tolist()], normal.tolist(), low, high)
     assert found == pytest.approx(expected, abs=2e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.just(3), st.just(4)),
+               elements=st.integers(0, 4)),
+    st.integers(0, 2**32),
+)  # fmt: skip
+def test_of_maps_it_equals_the_sorted_one(maps: np.ndarray, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    masks = draw.random(maps.shape) < draw.choice([0.0, 0.3], len(maps))[:, None, None]
+    expected = summarise(maps, masks)
+    if math.isnan(expected.pixel_AUPIMO):
+        with pytest.raises(ValueError, match=r"no normal pictures|no defect in any picture"):
+            aupimo(maps, masks)
+    else:
+        assert aupimo(maps, masks) == pytest.approx(expected.pixel_AUPIMO, abs=1e-12)
+
+
+@pytest.mark.parametrize("digits", [0, 1, 6])
+@pytest.mark.parametrize("louder", [0.0, 2.0, 4.0])
+def test_of_many_maps_with_and_without_ties(digits: int, louder: float) -> None:
+    """More pictures than are looked through at once; 14 pixels are above the highest rate."""
+    draw = np.random.default_rng(digits)
+    maps = draw.standard_normal((40, 64, 64)).astype(np.float32)
+    masks = np.zeros(maps.shape, np.bool_)
+    masks[::8, 10:20, 5:30] = True
+    maps = np.round(maps + np.float32(louder) * masks, digits)
+    expected = summarise(maps, masks).pixel_AUPIMO
+    assert aupimo(maps, masks) == pytest.approx(expected, abs=1e-12)
+    assert (expected > 0.1) == (louder > 3)
+    assert aupimo(np.zeros_like(maps), masks) == pytest.approx(
+        summarise(np.zeros_like(maps), masks).pixel_AUPIMO, abs=1e-12
+    )
+    assert aupimo(maps - 100 * masks, masks) == 0.0
 
 
 def test_by_hand() -> None:

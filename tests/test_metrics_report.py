@@ -17,7 +17,16 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
 
 import mambaad.metrics
-from mambaad.metrics import FIELDS, Protocol, Report, mean_report, score
+from mambaad.metrics import (
+    FIELDS,
+    MORE_PIXEL_METRICS,
+    Protocol,
+    Report,
+    mean_report,
+    score,
+    score_with_summary,
+    summarise,
+)
 from mambaad.metrics.report import IMAGE_METRICS, PIXEL_METRICS
 
 # 24 maps of 64 x 64 in three categories. `ader`: what the published evaluator returned for them;
@@ -271,3 +280,20 @@ def test_metrics_import_neither_torch_nor_the_rest_of_the_package() -> None:
     assert len(sources) > 1
     assert outside >= {"numpy", "scipy"}
     assert [name for name in outside if not name.startswith(allowed)] == []
+
+
+@pytest.mark.parametrize("protocol", ["exact", "ader"])
+def test_the_summary_has_the_reports_numbers_and_more(protocol: Protocol) -> None:
+    draw = np.random.default_rng(0)
+    maps = draw.standard_normal((4, 9, 9)).astype(np.float32)
+    masks = np.zeros(maps.shape, np.bool_)
+    masks[:2, 2:5, 3:6] = True
+    maps += masks
+    report, found = score_with_summary(maps, masks, protocol=protocol, threshold=1.0)
+    assert report == score(maps, masks, protocol=protocol)
+    assert found is not None
+    assert [getattr(found, n) for n in PIXEL_METRICS] == [getattr(report, n) for n in PIXEL_METRICS]
+    expected = summarise(maps, masks, threshold=1.0)
+    for name in MORE_PIXEL_METRICS:  # alike under both protocols
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12)
+    assert score_with_summary(maps, None, [0, 0, 1, 1])[1] is None

@@ -173,6 +173,27 @@ def test_merging_keeps_every_count_and_the_other() -> None:
     assert two.summary() == before
 
 
+def test_pixels_of_several_thresholds_have_one_f1() -> None:
+    parts = [(*drawn(1), 1.0), (*drawn(2), 2.5)]
+    together = PixelBins()
+    above = []
+    for maps, masks, threshold in parts:
+        part = PixelBins(threshold=threshold)
+        part.update(maps, masks)
+        together.merge(PixelBins.from_arrays(part.to_arrays()))
+        above.append(maps > threshold)
+    found = PixelBins.from_arrays(together.to_arrays()).summary()
+    truth = np.concatenate([masks for _, masks, _ in parts])
+    called = np.concatenate(above)
+    assert found.pixel_SegF1 == 2 * (called & truth).sum() / (called.sum() + truth.sum())
+    assert found.threshold is None
+    assert "pixel_SegF1" not in found.reasons
+    bare = PixelBins()
+    bare.update(*drawn(3))
+    together.merge(bare)
+    assert together.summary().reasons["pixel_SegF1"] == "no threshold"
+
+
 def test_other_thresholds_are_not_merged() -> None:
     with pytest.raises(ValueError, match=r"threshold 1\.0, got None"):
         PixelBins(threshold=1.0).merge(PixelBins())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mambaad.metrics import aupro, auroc, average_precision, f1_max
-from mambaad.metrics.summary import SUMMARY_FIELDS, summarise
+from mambaad.metrics import aupro, auroc, average_precision, f1_max, pixel_metrics
+from mambaad.metrics.summary import SUMMARY_FIELDS, completed, summarise
 
 
 def example() -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +38,24 @@ def test_equal_to_the_single_functions() -> None:
     assert found.pixel_SegF1 == pytest.approx(f1)
     assert 0 <= found.pixel_AUPIMO <= 1
     assert (found.method, found.pixels, found.reasons) == ("exact", 576, {})
+
+
+def test_what_was_sorted_is_completed() -> None:
+    maps, masks = example()
+    expected = summarise(maps, masks, pro_limit=0.2, threshold=30.0)
+    sorted_ones = pixel_metrics(maps, masks, "exact", 0.2)
+    found = completed(sorted_ones, maps, masks, pro_limit=0.2, threshold=30.0)
+    for name in SUMMARY_FIELDS:
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-12)
+    same = {name: getattr(expected, name) for name in SUMMARY_FIELDS}
+    assert replace(found, **same) == expected
+    for part, level in ((maps[:2], None), (maps * 0, 1.0)):
+        truth = masks[:2] if level is None else masks & False
+        wanted = summarise(part, truth, threshold=level)
+        sorted_ones = pixel_metrics(part, truth, "exact", 0.3)
+        found = completed(sorted_ones, part, truth, pro_limit=0.3, threshold=level)
+        assert found.reasons == {n: wanted.reasons[n] for n in found.reasons}
+        assert set(found.reasons) == set(wanted.reasons)
 
 
 def test_aupimo_looks_at_normal_pictures_only() -> None:

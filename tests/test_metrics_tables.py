@@ -10,7 +10,15 @@ from dataclasses import replace
 
 import pytest
 
-from mambaad.metrics import FIELDS, Report, to_csv, to_json_mapping, to_markdown
+from mambaad.metrics import (
+    EXTRA_FIELDS,
+    FIELDS,
+    MORE_PIXEL_METRICS,
+    Report,
+    to_csv,
+    to_json_mapping,
+    to_markdown,
+)
 
 BOTTLE = Report(
     *(1.0, 0.98765, 0.5, 0.25, 0.125, 1 / 3, 0.0, 0.1 + 0.2),
@@ -52,6 +60,44 @@ def test_markdown_without_undefined_values_has_no_notes() -> None:
     assert text.startswith("Protocol `ader`")
     assert "10 pictures.\n" in text
     assert text.splitlines()[-1].startswith("| mean | 100.0 |")
+
+
+def test_extras_follow_the_last_column() -> None:
+    pixels = dict.fromkeys(MORE_PIXEL_METRICS, 0.25)
+    extras = {
+        "bottle": {**pixels, "pixel_SegF1": 0.125, "sample_AUROC": 0.75},
+        "a|b": {**pixels, "pixel_AUPIMO": "no normal pictures"},
+    }
+    reports = {"bottle": BOTTLE, "a|b": CABLE}
+    before, after = (table.splitlines() for table in (MARKDOWN, to_markdown(reports, extras)))
+    more = [" | ".join(EXTRA_FIELDS), " | ".join(["---:"] * 5)]
+    more += ["25.0 | 25.0 | 12.5 | 25.0 | 75.0", "25.0 | 25.0 | 25.0 | – | –"]
+    more += ["25.0 | 25.0 | 18.8 | 25.0 | 75.0"]
+    assert after[2:7] == [
+        f"{line} {cells} |" for line, cells in zip(before[2:7], more, strict=True)
+    ]
+    assert "- a\\|b: pixel_AUPIMO: no normal pictures" in after
+    assert after[-1] == (
+        "- mean: pixel_AUPRO, mAD, pixel_AUPIMO: mean of 1 of 2 categories; undefined in a|b"
+    )
+    rows = [list(csv.reader(io.StringIO(to_csv(reports, e)))) for e in (None, extras)]
+    assert [row[:-5] for row in rows[1]] == rows[0]
+    assert [row[-5:] for row in rows[1]] == [
+        list(EXTRA_FIELDS),
+        ["0.25", "0.25", "0.125", "0.25", "0.75"],
+        ["0.25", "0.25", "0.25", "", ""],
+        ["0.25", "0.25", "0.1875", "0.25", "0.75"],
+    ]
+
+
+def test_what_applies_to_no_category_has_no_column_to_read() -> None:
+    extras = {"bottle": dict.fromkeys(MORE_PIXEL_METRICS, "no masks")}
+    report = replace(BOTTLE, protocol="ader")
+    text = to_markdown({"bottle": report}, extras)
+    assert "sample_AUROC" not in text
+    assert "- bottle: " + ", ".join(MORE_PIXEL_METRICS) + ": no masks" in text
+    assert text.endswith("- the columns after mAD are defined alike under both protocols\n")
+    assert "sample_AUROC" in to_csv({"bottle": report}, extras)
 
 
 def test_csv_reads_back_to_the_same_numbers() -> None:

@@ -288,6 +288,33 @@ def test_read_garbage(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["list", "empty", "module", "cut", "safetensors"])
+def test_what_is_no_file_of_weights_is_told_in_our_words(tmp_path: Path, kind: str) -> None:
+    """Torch's own name its options, and propose to read the file with less care."""
+    file = tmp_path / ("list.safetensors" if kind == "safetensors" else "list.txt")
+    file.write_text("" if kind == "empty" else "good/000.png\ngood/001.png\n")
+    if kind == "module":
+        torch.save(torch.nn.Linear(2, 2), file)
+    elif kind == "cut":
+        torch.save(STATE, file)
+        file.write_bytes(file.read_bytes()[:500])
+    message = "it is neither a .safetensors nor a torch file of weights, or it is damaged"
+    with pytest.raises(WeightsError) as error:
+        read_state_dict(file)
+    assert str(error.value) == f"cannot read weights from {file}: {message}"
+
+
+def test_memory_that_is_used_up_is_not_the_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        read_state_dict(tmp_path / "large.pth")
+
+
 def test_read_missing_file(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"cannot read weights from .*nothing.pth: "):
         read_state_dict(tmp_path / "nothing.pth")

@@ -129,6 +129,38 @@ def test_ctrl_c_stops_what_runs_and_begins_nothing_more() -> None:
     assert begun == [1]
 
 
+@pytest.mark.usefixtures("program")
+def test_ctrl_c_at_a_terminal_does_not_reach_what_runs(tmp_path: Path) -> None:
+    """It goes to all of a session, and a second one would stop a training without saving."""
+    processes, log = Processes(), tmp_path / "log.txt"
+
+    def run() -> None:
+        with pytest.raises(TrainingError):
+            processes.run([["wait"]], "0", log)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not log.is_file() or "wait" not in log.read_text():
+        time.sleep(0.01)
+    sessions = {os.getsid(process.pid) for process in processes._running}
+    processes.stop()
+    thread.join(20)
+    assert len(sessions) == 1
+    assert os.getsid(0) not in sessions
+
+
+def test_want_of_memory_does_not_end_the_others() -> None:
+    def do(piece: int) -> None:
+        if piece == 1:
+            torch.empty(1 << 60, dtype=torch.uint8)
+
+    said: list[str] = []
+    failed = in_turn([1, 2], do, said.append)
+    assert list(failed) == ["1"]
+    assert failed["1"].startswith("the memory is used up")
+    assert said[-1] == "2: done"
+
+
 def test_a_bug_is_not_hidden() -> None:
     def do(piece: int) -> None:
         raise ZeroDivisionError(piece)
@@ -140,13 +172,19 @@ def test_a_bug_is_not_hidden() -> None:
 
 
 def test_gpus_by_number_or_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert visible_gpus("0, 2") == ["0", "2"]
+    with pytest.raises(ConfigError, match="--gpus 0,7: torch sees 0, 1, 2 here"):
+        visible_gpus("0,7")
     for text in ("", "0,0", "cuda:1", "1.5"):
         with pytest.raises(ConfigError, match="--gpus is all, or different numbers"):
             visible_gpus(text)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="torch sees no GPU"):
         visible_gpus("all")
+    with pytest.raises(ConfigError, match="--gpus 0: torch sees no GPU"):
+        visible_gpus("0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert visible_gpus("all") == ["0", "1"]

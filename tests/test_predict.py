@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -52,12 +53,21 @@ def test_the_box_is_the_hottest_region_in_the_pictures_pixels() -> None:
     assert found.pred_mask.sum() == 7
 
 
-def test_a_good_picture_has_the_box_of_its_hottest_region() -> None:
+def test_a_good_picture_has_no_box() -> None:
     heat = np.zeros((4, 4))
     heat[0, 0], heat[0, 1], heat[0, 2] = 0.4, 0.21, 0.19
     found = prediction(heat, 0.5, (4, 4))
     assert found.pred_label is False
-    assert found.box == (0, 0, 2, 1)
+    assert found.box is None
+    row = found.as_dict()
+    assert tuple(row) == FIELDS
+    assert {row[f"box_{side}"] for side in ("left", "top", "right", "bottom")} == {None}
+
+
+def test_a_picture_that_nothing_is_decided_of_has_the_box_of_its_hottest_region() -> None:
+    heat = np.zeros((4, 4))
+    heat[0, 0], heat[0, 1], heat[0, 2] = 0.4, 0.21, 0.19
+    assert prediction(heat, None, (4, 4)).box == (0, 0, 2, 1)
 
 
 def test_a_picture_that_is_called_good_has_no_defective_pixel() -> None:
@@ -128,6 +138,54 @@ def test_pictures_of_any_kind_and_size_are_taken(detector: Detector) -> None:
 def test_an_unknown_category_is_refused(detector: Detector, tiny_data: Path) -> None:
     with pytest.raises(ConfigError, match=r"no category 'x'; it has \['metal', 'wood'\]"):
         detector.predict(tiny_data / "metal" / "test" / "good" / "000.png", category="x")
+
+
+def of_wood_only(run: Path, copy: Path) -> Path:
+    """A copy of a run of metal and wood whose calibration.json has lost metal."""
+    shutil.copytree(run, copy)
+    values = json.loads((copy / "calibration.json").read_text())
+    del values["categories"]["metal"]
+    values["overall"]["threshold"] = 0.5  # by hand, too
+    (copy / "calibration.json").write_text(json.dumps(values))
+    return copy
+
+
+def test_a_product_without_threshold_is_not_judged_as_another(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Nor as one that a folder further up is named after."""
+    detector = mambaad.load(of_wood_only(tiny_run, tmp_path / "run"), device="cpu")
+    assert (detector.categories, detector.lacking) == (("wood",), ("metal",))
+    shutil.copytree(tiny_data / "metal", tmp_path / "wood" / "metal")
+    picture = Path("metal", "test", "good", "000.png")
+    for path in (tiny_data / picture, tmp_path / "wood" / picture):
+        found = detector.predict(path)
+        assert (found.category, found.threshold) == (None, 0.5)
+    assert detector.predict(tiny_data / "wood" / "test" / "good" / "000.png").category == "wood"
+    with pytest.raises(ConfigError, match="no threshold for 'metal': 'mambaad calibrate' makes it"):
+        detector.predict(tiny_data / picture, category="metal")
+
+
+@pytest.mark.parametrize("names", [["wood"], [], None])
+def test_a_run_of_one_product_takes_every_picture_for_it(
+    tiny_run: Path, tiny_data: Path, tmp_path: Path, names: list[str] | None
+) -> None:
+    """So does a run without a record, or whose record names none, as that of a converted one."""
+    run = of_wood_only(tiny_run, tmp_path / "run")
+    record = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps({**record, "categories": names or []}))
+    if names is None:
+        (run / "provenance.json").unlink()
+    found = mambaad.load(run, device="cpu").predict(tiny_data / "metal/test/good/000.png")
+    assert found.category == "wood"
+    assert found.threshold != 0.5
+
+
+def test_a_record_whose_products_are_no_names_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "provenance.json").write_text('{"categories": "wood"}')
+    with pytest.raises(CheckpointError, match="categories must be a list of names, got 'wood'"):
+        mambaad.load(tmp_path / "run", device="cpu")
 
 
 def test_the_model_gives_teacher_and_student(detector: Detector) -> None:
@@ -284,6 +342,58 @@ def test_only_what_an_earlier_call_wrote_is_removed(
     assert (out / "heatmaps" / "other.jpg").exists()
 
 
+@pytest.mark.parametrize("place", ["heatmaps/i16.jpg", "maps/i16.npy", "heatmaps/deep/b.jpg"])
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_no_file_of_somebody_elses_is_written_over(
+    detector: Detector,
+    colliding: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    kind: str,
+) -> None:
+    out = tmp_path / "out"
+    (out / place).parent.mkdir(parents=True)
+    if kind == "file":
+        (out / place).write_bytes(b"mine")
+    elif kind == "link":
+        (out / place).symlink_to("nowhere")
+    else:
+        (out / place).mkdir()
+    monkeypatch.setattr(detector, "scored", None)  # nothing is scored
+    what = "raw map" if place.startswith("maps") else "heat map"
+    message = rf"out/{place} is not a {what} of an earlier call.*choose another --out$"
+    with pytest.raises(ConfigError, match=message):
+        list(predict_files(detector, find_pictures([colliding]), out, maps=True))
+    monkeypatch.undo()
+    assert [path.name for path in out.iterdir()] == [place.split("/")[0]]
+    assert kind != "file" or (out / place).read_bytes() == b"mine"
+    assert kind != "link" or (out / place).is_symlink()
+    # where it is not in the way it stays, and later calls do not remove it
+    flags = {"heatmaps": what == "raw map", "maps": what == "heat map"}
+    for _ in range(2):
+        list(predict_files(detector, find_pictures([colliding]), out, **flags))
+    assert os.path.lexists(out / place)
+
+
+def test_what_earlier_calls_wrote_is_written_over(
+    detector: Detector, colliding: Path, tmp_path: Path
+) -> None:
+    """Also of a call that was killed, and so left no table, and of one that marked nothing."""
+    out, files = tmp_path / "out", find_pictures([colliding])
+    for _ in range(2):
+        list(predict_files(detector, files, out, maps=True))
+    expected = np.load(out / "maps" / "i16.npy")
+    for path in out.glob("predictions.*"):
+        path.unlink()
+    list(predict_files(detector, files, out, maps=True))
+    assert np.array_equal(np.load(out / "maps" / "i16.npy"), expected)
+    Image.new("RGB", (8, 8)).save(out / "heatmaps" / "i16.jpg")
+    run_files(detector, out, colliding)
+    with Image.open(out / "heatmaps" / "i16.jpg") as heatmap:
+        assert heatmap.size != (8, 8)
+
+
 def test_a_pil_picture_is_taken_as_its_file_is(detector: Detector, tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     grey16 = Image.fromarray(rng.integers(0, 65535, (50, 90), dtype=np.uint16))
@@ -372,7 +482,7 @@ def test_a_stopped_prediction_keeps_its_rows(
     assert tuple(rows[0]) == COLUMNS
     assert [row["image_path"] for row in rows] == [str(path) for path, _ in files[: len(rows)]]
     (line,) = caplog.messages
-    assert line == f"stopped after {len(rows)} of 3; their rows are in {partial}"
+    assert line == f"done: {len(rows)} of 3; their rows are in {partial}"
     assert not (out / "predictions.csv").exists()
     running = predict_files(detector, files, out)
     next(running), next(running)

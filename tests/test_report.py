@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mambaad.calibrate import calibrate, save_calibration
+from mambaad.calibrate import calibrate, kept_beside, save_calibration, with_kept
 from mambaad.checkpoint import save_config, save_provenance
 from mambaad.config import Config
 from mambaad.errors import CheckpointError
 from mambaad.evaluate import CategoryResult, Evaluation, Example
-from mambaad.metrics import score
+from mambaad.metrics import score, summarise
 from mambaad.report import read_losses, write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -181,6 +181,55 @@ def test_category_that_the_calibration_does_not_know_is_marked(run: Path) -> Non
     assert page.text.count("overall") == 1
 
 
+def test_thresholds_of_several_origins_say_each_its_own(run: Path) -> None:
+    whole = Page(write_report(run, evaluation(result("bottle"))))
+    assert "is the 0.99 quantile of the scores of 2 held-out training pictures" in whole.text
+    assert "quantile of 2" not in whole.text
+    old = calibrate([0.1, 0.25, 0.2], ["bottle", "bottle", "nut"], "held-out training pictures")
+    new = calibrate([0.3] * 4, ["cookie"] * 4, "good pictures given afterwards", 0.5)
+    save_calibration(run, with_kept(new, kept_beside(old, {"cookie"}, "float32")))
+    results = [result(name) for name in ("bottle", "cookie", "cork")]
+    page = Page(write_report(run, evaluation(*results)))
+    assert "bottle 0.250 0.99 quantile of 2 held-out training pictures 3" in page.text
+    assert "cookie 0.250 0.5 quantile of 4 good pictures given afterwards 3" in page.text
+    assert "cork 0.250 overall 3" in page.text
+    assert "The threshold is the" not in page.text
+    assert "or kept from before" not in page.text
+    assert "learned from its training pictures" not in page.text
+    assert "under each is said which quantile" in page.text
+
+
+def test_a_threshold_set_by_hand_is_said_to_be(run: Path) -> None:
+    known = calibrate([0.1, 0.2465, 0.3], ["bottle", "bottle", "nut"], "training pictures")
+    edited = replace(known.categories["bottle"], threshold=0.249)
+    both = {**known.categories, "bottle": edited}
+    save_calibration(run, replace(known, categories=both))
+    page = Page(write_report(run, evaluation(result("bottle"), result("nut"))))
+    assert "bottle 0.250 set by hand 3" in page.text
+    assert "nut 0.250 3" in page.text
+    assert "The threshold is the 0.99 quantile of the scores of 3 training pictures" in page.text
+    assert "Where 'set by hand' stands under it, somebody has changed it there." in page.text
+    page = Page(write_report(run, evaluation(result("bottle"))))
+    assert "quantile" not in page.text
+    assert "It was set by hand in calibration.json." in page.text
+    new = calibrate([0.3], ["nut"], "good pictures given afterwards")
+    kept = kept_beside(replace(known, categories=both), {"nut"}, "float32")
+    save_calibration(run, with_kept(new, kept))
+    page = Page(write_report(run, evaluation(result("bottle"), result("nut"))))
+    assert "bottle 0.250 set by hand 3" in page.text
+
+
+def test_thresholds_of_training_pictures_are_said_to_be_low(run: Path) -> None:
+    old = calibrate([0.1, 0.2], ["bottle", "nut"], "training pictures")
+    save_calibration(run, old)
+    low = "learned from its training pictures and scores them lower"
+    assert low in Page(write_report(run, evaluation(result()))).text
+    new = calibrate([0.3], ["nut"], "good pictures given afterwards")
+    save_calibration(run, with_kept(new, kept_beside(old, {"nut"}, "float32")))
+    assert low in Page(write_report(run, evaluation(result("bottle"), result("nut")))).text
+    assert low not in Page(write_report(run, evaluation(result("nut")))).text
+
+
 def test_text_is_escaped(run: Path) -> None:
     name = '<b>"x" & y</b>'
     page = Page(write_report(run, evaluation(result(name)), name="<i>set</i>"))
@@ -193,10 +242,30 @@ def test_text_is_escaped(run: Path) -> None:
 def test_undefined_metrics_say_why(run: Path) -> None:
     page = Page(write_report(run, evaluation(result("a"), result("b", masks=False))))
     undefined = [a for a in page.all("td") if a.get("title") == "no masks"]
-    assert len(undefined) == 4
+    assert len(undefined) == 4 + 4  # and of the further metrics
     assert "mean of 1 of 2 categories; undefined in b" in page.text
     assert page.source.count("<figcaption>no mask</figcaption>") == 3
     assert len(page.all("img")) == (3 * 3 + 2) + 4 * 2
+
+
+def test_further_metrics_have_a_table(run: Path) -> None:
+    one = result("a")
+    pixels = replace(
+        summarise(*one_region(), threshold=0.25), pixel_IoUmax=0.123, pixel_AUPIMO=0.456
+    )
+    full = replace(one, pixels=pixels, groups=tuple("abcdef"))
+    page = Page(write_report(run, evaluation(full, result("b", masks=False))))
+    assert "12.3" in page.text
+    assert "45.6" in page.text
+    for name in ("IoU-max", "AUPRO to 0.05", "F1 at threshold", "AUPIMO", "AUROC of objects"):
+        assert name in page.text
+    assert "AUROC of objects" not in Page(write_report(run, evaluation(one))).text
+
+
+def one_region() -> tuple[np.ndarray, np.ndarray]:
+    maps, masks = np.zeros((2, 4, 4)), np.zeros((2, 4, 4), np.bool_)
+    masks[0, 1, 2] = True
+    return maps + masks, masks
 
 
 def test_run_without_log_calibration_and_provenance(run: Path) -> None:
@@ -249,7 +318,7 @@ def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path, evaluation(result()))
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", "[]"])
 def test_damaged_provenance_is_named(run: Path, text: str) -> None:
     (run / "provenance.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"provenance\.json"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from mambaad.calibrate import calibrate
 from mambaad.data import Dataset, Sample
 from mambaad.evaluate import evaluate
+from mambaad.metrics import EXTRA_FIELDS, MORE_PIXEL_METRICS
 from mambaad.results import save_evaluation
 
 SIZE = (32, 32)
@@ -52,6 +54,46 @@ def test_every_number_and_every_score(dataset: Dataset, tmp_path: Path) -> None:
     assert values["about"] == {"seed": 1}
     rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
     assert [r["pred_label"] for r in rows] == ["0", "1", "1", "1", "0"]
+
+
+def test_more_metrics_are_in_every_file(masked: Dataset, tmp_path: Path) -> None:
+    """Beside the category with masks there is one without, whose pictures stand for themselves."""
+    calibration = calibrate([0.1], ["c"], "training pictures")
+    found = evaluate(Brightness(), masked, SIZE, device=CPU, calibration=calibration)
+    save_evaluation(tmp_path, found, {})
+    values = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(values["pixels"]) == ["c", "mean"]
+    assert values["pixels"]["c"]["method"] == "exact"
+    left_out = "mean of 1 of 2 categories; undefined in bare"
+    assert values["pixels"]["mean"] == {
+        **{name: values["pixels"]["c"][name] for name in MORE_PIXEL_METRICS},
+        "reasons": dict.fromkeys(MORE_PIXEL_METRICS, left_out),
+    }
+    rows = list(csv.DictReader((tmp_path / "evaluation.csv").read_text().splitlines()))
+    assert list(rows[0])[-6:] == ["mAD", *EXTRA_FIELDS]
+    assert [row["category"] for row in rows] == ["bare", "c", "mean"]
+    for name in MORE_PIXEL_METRICS:
+        assert [rows[0][name], rows[1][name]] == ["", repr(values["pixels"]["c"][name])]
+        assert rows[2][name] == rows[1][name]
+    assert [row["sample_AUROC"] for row in rows] == ["", "0.5", "0.5"]
+    lines = (tmp_path / "evaluation.md").read_text().splitlines()
+    assert lines[2].endswith(" | mAD | " + " | ".join(EXTRA_FIELDS) + " |")
+    assert lines[4].endswith(" | – | – | – | – | – | – |")
+    assert any(f"pixel_AUPIMO: {left_out}" in line for line in lines)
+
+
+@pytest.fixture
+def masked(dataset: Dataset, tmp_path: Path) -> Dataset:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:12, 4:12] = 255
+    path = tmp_path / "mask.png"
+    Image.fromarray(mask).save(path)
+    bad = [s.is_anomalous for s in dataset.samples]
+    marked = [
+        replace(s, mask=path if b else None) for s, b in zip(dataset.samples, bad, strict=True)
+    ]
+    bare = [replace(s, category="bare", group="") for s in dataset.samples]
+    return Dataset(dataset.root, "mvtec", (*marked, *bare))
 
 
 def test_objects_of_several_views(dataset: Dataset, tmp_path: Path) -> None:

@@ -8,20 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from mambaad.calibrate import Source
 from mambaad.checkpoint import PROVENANCE
 from mambaad.config import Config
-from mambaad.data import Dataset, Sample, fingerprint, read_dataset
+from mambaad.data import Dataset, Sample, fingerprint, load_picture, read_dataset
 from mambaad.data.check import FEW_PICTURES
 from mambaad.errors import CheckpointError, DatasetError
 from mambaad.splits import (
+    EXTENSION,
     FEW_STEPS,
     HELD_OUT,
     few_warning,
     learned_line,
     leave_learned_out,
+    own_list,
+    read_aside,
     read_pictures,
     results_folder,
     split_holdout,
@@ -58,6 +62,16 @@ def test_holdout_is_drawn_by_category_and_seed(tiny_config: Config, tiny_data: P
     assert len(split_holdout(folder, tiny_config)[1]) == 8  # a tenth of 36, twice
 
 
+def test_each_category_holds_out_others(tiny_config: Config, tiny_data: Path) -> None:
+    names, count = ("bolt", "nut"), 40
+    samples = [Sample(Path(f"{i:02}.png"), name, "train") for name in names for i in range(count)]
+    dataset = replace(read_dataset(tiny_data), samples=tuple(samples))
+    _, held_out = split_holdout(dataset, tiny_config.override({"data.holdout": 0.25}))
+    first, second = ({s.image for s in held_out if s.category == name} for name in names)
+    assert len(first) == len(second) == 10
+    assert first != second
+
+
 def test_the_record_says_what_was_learned_from(tiny_config: Config, tiny_data: Path) -> None:
     chosen, held_out, about = read_pictures(tiny_config)
     assert (len(chosen), held_out) == (12, [])
@@ -81,6 +95,8 @@ def test_contamination_comes_before_the_holdout(tiny_config: Config) -> None:
     assert about["preset"] == "visa"
     assert about["data_fingerprint"] == read_pictures(tiny_config)[2]["data_fingerprint"]
     assert len(about["contamination"]) == 4
+    assert about["notes"][-1].startswith("4 of ")
+    assert "data.contamination 0.3" in about["notes"][-1]
     too_much = tiny_config.override({"data.contamination": 0.5})
     with pytest.raises(DatasetError, match="needs 3 defective test pictures"):
         read_pictures(too_much)
@@ -104,8 +120,12 @@ def test_a_contaminated_run_names_what_leaves_its_test(
     evaluation, _ = run_test(run, device="cpu")
     tested = [path for result in evaluation.categories.values() for path in result.paths]
     assert sorted(tested) == sorted(s.image for s in left.select(split="test"))
-    (run / PROVENANCE).write_text("{}")
-    with pytest.raises(CheckpointError, match=r"learned from test pictures.*train it anew"):
+    for record in ("{}", '{"contamination": "all"}', None):
+        (run / PROVENANCE).unlink() if record is None else (run / PROVENANCE).write_text(record)
+        with pytest.raises(CheckpointError, match=r"learned from test pictures.*train it anew"):
+            leave_learned_out(run, config, dataset)
+    (run / PROVENANCE).write_text("[]")
+    with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json"):
         leave_learned_out(run, config, dataset)
 
 
@@ -120,6 +140,9 @@ def test_little_to_learn_from_is_told() -> None:
         "warning: only 30 steps in all, fewer than 100: expect poor results; give more good "
         "pictures, more epochs (--epochs 100) or a smaller batch (--batch-size)"
     )
+    line = few_warning(enough, 30, 30, batch="--set x")
+    assert line is not None
+    assert line.endswith("or a smaller batch (--set x)")
     assert "(--epochs 16)" in str(few_warning(enough, FEW_STEPS - 1, 15))
     line = few_warning([*pictures("bolt", 1), *enough], FEW_STEPS, 500)
     assert line == (
@@ -133,6 +156,18 @@ def test_little_to_learn_from_is_told() -> None:
     assert "of a (19), b (19), c (19) and 2 more: expect" in line
 
 
+def test_the_list_of_an_extended_run_moves_with_it(tmp_path: Path) -> None:
+    listed = Config().override({"data.root": "/gone/samples.csv", "data.layout": "csv"})
+    (tmp_path / "samples.csv").touch()
+    assert own_list(tmp_path, listed) == listed  # not an extended run
+    (tmp_path / EXTENSION).touch()
+    assert own_list(tmp_path, listed).data.root == str(tmp_path / "samples.csv")
+    other = listed.override({"data.root": "/gone/parts.csv"})
+    assert own_list(tmp_path, other) == other
+    (tmp_path / "samples.csv").unlink()
+    assert own_list(tmp_path, listed) == listed
+
+
 def test_where_thresholds_come_from_is_told() -> None:
     run = Path("runs/x")
     line = learned_line(54, 6, "held-out training pictures", run)
@@ -142,6 +177,8 @@ def test_where_thresholds_come_from_is_told() -> None:
         assert line.startswith(f"12 learned from, 0 held out; thresholds from {source}: false ")
         assert "'mambaad calibrate runs/x NEW_GOOD'" in line
     assert get_args(Source)[0] == HELD_OUT
+    line = learned_line(5, 6, HELD_OUT, run, which="new thresholds")
+    assert line.endswith("; new thresholds from held-out training pictures")
 
 
 def test_training_tells_both(tiny_config: Config, tmp_path: Path) -> None:
@@ -177,3 +214,40 @@ def test_results_of_another_data_set_go_apart(
     listed = tmp_path / "parts.csv"
     listed.touch()
     assert folder(listed, only) == tiny_run / "test-parts"
+
+
+def test_whose_pictures_they_are_needs_a_whole_record(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    dataset, config = read_dataset(tiny_data), tiny_config.override({"data.root": "/gone"})
+
+    def folder() -> Path:
+        return results_folder(tmp_path, config, tiny_data, dataset, None)
+
+    assert folder() == tmp_path / "test-data"  # without a record
+    (tmp_path / PROVENANCE).write_text('{"data_fingerprint": null}')
+    assert folder() == tmp_path / "test-data"
+    for damaged in ("[]", '{"data_fing'):
+        (tmp_path / PROVENANCE).write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json"):
+            folder()
+
+
+@pytest.mark.parametrize(("cache", "again"), [("none", 3), ("auto", 0), ("pictures", 0)])
+def test_held_out_pictures_are_read_at_once_and_kept_where_a_cache_is_wanted(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, cache: str, again: int
+) -> None:
+    config = tiny_config.override({"data.cache": cache})
+    samples, read = read_pictures(config)[0][:3], []
+
+    def load(path: Path, size: tuple[int, int]) -> np.ndarray:
+        read.append(path)
+        return load_picture(path, size)
+
+    monkeypatch.setattr("mambaad.data.cache.load_picture", load)
+    store = read_aside(samples, config)
+    assert sorted(read) == sorted(s.image for s in samples)
+    for i, sample in enumerate(samples):
+        assert (store[[i]][0] == load_picture(sample.image, (64, 64))).all()
+    assert len(read) == 3 + again
+    assert len(read_aside([], config)) == 0

@@ -29,6 +29,28 @@ def test_a_log_that_ends_in_half_a_line_is_mended(tiny_config: Config, tmp_path:
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 7))
 
 
+def test_a_damaged_log_loses_its_damaged_lines_only(tmp_path: Path) -> None:
+    lines = [b'{"step": 1}', b'{"st\xffep": 2}', b"3", b"[4]", b'{"step": null}', b'{"step": 6}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    StepLog(tmp_path, 9, 0.0, 4, False)
+    assert logged(tmp_path) == [1, 6]
+
+
+def test_a_full_disk_leaves_the_log_of_a_run_that_is_resumed(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    text = "".join(f'{{"step": {step}}}\n' for step in range(1, 2001))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            StepLog(tmp_path, 2000, 0.0, 4, False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
 def test_tensorboard_says_how_to_install_it(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from mambaad.checkpoint import load_config, save_config
 from mambaad.corruptions import Corruption, corruptions
 from mambaad.data import Dataset, PictureStore, Sample, read_dataset
 from mambaad.errors import CheckpointError, ConfigError, DatasetError
+from mambaad.metrics.streaming import PixelBins
 from mambaad.stress import Card, CorruptedStore, Outcome, card_table, run_stress, save_card, stress
 from mambaad.tiling import Tiling
 
@@ -97,6 +98,23 @@ def test_the_corner_defect_leaves_for_some_seeds(data: Dataset) -> None:
     assert all(math.isnan(m) or m == 0.0 for m in corrupted)
 
 
+def test_the_pixels_of_a_picture_left_out_do_not_count(data: Dataset) -> None:
+    good, bad = data.samples[0], data.samples[3]
+    with Image.open(bad.image) as opened:
+        picture = np.array(opened)
+    picture[18:22, 28:32, 0] = 250  # redder than the defect, and not marked
+    Image.fromarray(picture).save(bad.image)
+    shift, found = Corruption("shift", 0.1), set()
+    for seed in range(12):
+        rows = [
+            card_of(Dataset(data.root, data.layout, samples), 0.5, "shift", seed=seed).rows[shift]
+            for samples in ((bad,), (good, data.samples[2], bad))
+        ]
+        is_left_out = math.isnan(rows[0]["one"].misses)
+        found.add((is_left_out, rows[1]["one"].pixel_AUROC == 1.0))
+    assert found == {(True, True), (False, False)}
+
+
 def test_without_masks_or_with_one_class_numbers_are_undefined(data: Dataset) -> None:
     bare = tuple(Sample(s.image, s.category, s.split, s.defect) for s in data)
     found = card_of(Dataset(data.root, "mvtec", bare), 0.5, "none").rows[CLEAN]["one"]
@@ -112,6 +130,27 @@ def test_without_masks_or_with_one_class_numbers_are_undefined(data: Dataset) ->
     assert math.isnan(found.image_AUROC)
     with pytest.raises(DatasetError, match="no test pictures"):
         card_of(Dataset(data.root, "mvtec", ()), 0.5)
+
+
+def test_many_pixels_are_counted_and_not_kept(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = card_of(data, 0.5, "noise", "shift")
+    counted: list[int] = []
+    update = PixelBins.update
+
+    def count(bins: PixelBins, maps: np.ndarray, masks: np.ndarray) -> None:
+        counted.append(len(maps))
+        update(bins, maps, masks)
+
+    monkeypatch.setattr(PixelBins, "update", count)
+    monkeypatch.setattr("mambaad.stress.EXACT_PIXELS", 4 * 40 * 60 - 1)
+    card = card_of(data, 0.5, "noise", "shift")
+    assert sum(counted) > 3 * len(card.rows)
+    for corruption, outcomes in card.rows.items():
+        one, other = outcomes["one"], kept.rows[corruption]["one"]
+        assert one.pixel_AUROC == pytest.approx(other.pixel_AUROC, abs=1e-4)
+        assert (one.false_alarms, one.misses) == (other.false_alarms, other.misses)
 
 
 def test_tiles_give_the_same_card(data: Dataset) -> None:

@@ -78,11 +78,28 @@ def test_products_without_test_pictures_are_told(
     caplog.clear()
     (run / "calibration.json").unlink()
     run_test(run, device="cpu")
-    assert caplog.messages == [line]  # by the run's record
+    none = f"no thresholds in {run}: 'mambaad calibrate {run} DATA' makes them"
+    assert caplog.messages == [line, none]  # by the run's record
     caplog.clear()
     run_test(run, categories=["metal"], device="cpu")
     run_test(run, data, device="cpu")
-    assert not caplog.messages
+    assert caplog.messages == [none, none]
+    caplog.clear()
+    shutil.rmtree(data / "metal" / "test")
+    with pytest.raises(DatasetError, match="no test pictures"):
+        run_test(run, device="cpu")
+    assert line[:20] not in " ".join(caplog.messages)  # nothing is left out of what cannot be
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_record_is_told_before_the_test(
+    run: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr("mambaad.testing.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    (run / "provenance.json").write_text(text)
+    for data in (None, tiny_data):
+        with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json"):
+            run_test(run, data, device="cpu")
 
 
 def test_evaluating_twice_gives_the_same_numbers(tiny_run: Path, tmp_path: Path) -> None:
@@ -188,6 +205,16 @@ def test_only_the_products_given_get_new_thresholds(
     assert not caplog.messages
 
 
+def test_too_few_pictures_for_the_quantile_are_told(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrate_run(run, new_pictures(tmp_path / "new", "metal"), device="cpu")
+    assert caplog.messages == [  # and nothing of wood, whose threshold is kept
+        "metal (4 pictures): the threshold is their highest score; the 0.99 quantile needs more "
+        "pictures"
+    ]
+
+
 def test_thresholds_of_two_precisions_are_not_mixed(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,7 +223,7 @@ def test_thresholds_of_two_precisions_are_not_mixed(
         calibrate_run(run, metal, device="cpu", precision="bf16")
     assert (run / "calibration.json").read_text() == text
     both = new_pictures(tmp_path / "both", "metal", "wood")
-    found = calibrate_run(run, both, device="cpu", precision="bf16")
+    found = calibrate_run(run, both, quantile=0.5, device="cpu", precision="bf16")
     assert (found.precision, found.kept) == ("bf16", ())
     assert caplog.messages == ["all thresholds are set in bf16 now, before in float32"]
 
@@ -205,10 +232,11 @@ def test_a_run_of_one_product_takes_a_folder_of_any_name(
     metal_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = good_pictures(tmp_path / "more", tmp_path / "new")
-    assert list(calibrate_run(metal_run, more, device="cpu").categories) == ["metal"]
+    found = calibrate_run(metal_run, more, quantile=0.5, device="cpu")
+    assert list(found.categories) == ["metal"]
     (line,) = caplog.messages
     assert line == "the pictures of 'more' are taken as the run's product 'metal'"
-    found = calibrate_run(metal_run, tmp_path / "new", device="cpu")
+    found = calibrate_run(metal_run, tmp_path / "new", quantile=0.5, device="cpu")
     assert (found.overall.pictures, len(caplog.messages)) == (4, 1)
     with pytest.raises(ConfigError, match=r"has \['wood'\], and .* knows only \['metal'\]"):
         calibrate_run(metal_run, new_pictures(tmp_path / "two", "metal", "wood"), device="cpu")
@@ -220,7 +248,8 @@ def test_thresholds_of_what_is_no_product_are_dropped(
     old = load_calibration(metal_run)
     assert old is not None
     save_calibration(metal_run, replace(old, categories={"more": old.categories["metal"]}))
-    found = calibrate_run(metal_run, new_pictures(tmp_path / "new", "metal"), device="cpu")
+    new = new_pictures(tmp_path / "new", "metal")
+    found = calibrate_run(metal_run, new, quantile=0.5, device="cpu")
     assert list(found.categories) == ["metal"]
     assert caplog.messages == ["the thresholds of ['more'] are dropped: no products of this run"]
 
@@ -244,7 +273,7 @@ def test_a_run_that_does_not_say_its_products_takes_all_names(run: Path, tmp_pat
     (run / "provenance.json").unlink()
     found = calibrate_run(run, good_pictures(tmp_path / "more", tmp_path / "new"), device="cpu")
     assert list(found.categories) == ["metal", "more", "wood"]
-    for text in ("{", '{"categories": 3}', "[1]"):
+    for text in ("{", '{"categories": 3}', '{"categories": "metal"}', "[1]", "[]"):
         (run / "provenance.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"cannot read .*provenance\.json"):
             calibrate_run(run, tmp_path / "more", device="cpu")
@@ -269,7 +298,7 @@ def test_pictures_that_the_run_has_learned_from_are_told(
         point_to(run, data)
         know(run, ["metal", "wood"], data_fingerprint="0")
     count = 6 if place == "copied" else 12
-    found = calibrate_run(run, data, device="cpu")
+    found = calibrate_run(run, data, quantile=0.5, device="cpu")
     (line,) = caplog.messages
     assert line.startswith(f"the run has learned from {count} of these {count} pictures")
     assert "\n" not in line
@@ -305,7 +334,7 @@ def test_held_out_pictures_were_not_learned_from(
         place = tmp_path / "held" / sample.image.relative_to(tiny_data)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample.image, place)
-    found = calibrate_run(run, tmp_path / "held", device="cpu")
+    found = calibrate_run(run, tmp_path / "held", quantile=0.5, device="cpu")
     assert {n: t.pictures for n, t in found.categories.items()} == {"metal": 3, "wood": 3}
     assert found.source == "held-out training pictures"
     assert not caplog.messages

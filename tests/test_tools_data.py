@@ -55,10 +55,32 @@ def test_a_copy_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
     paint(tmp_path, "toothbrush/train/good/007.png")
     assert run(*command, "--image-size", 32) == 0
-    assert "as published: mvtec-ad" in capsys.readouterr().out
+    line = "as published: mvtec-ad: the numbers of pictures of 1 of 15 categories\n"
+    assert line in capsys.readouterr().out
 
     assert run("check", tmp_path, "--expect", "mvtec-ad", "--image-size", 32) == 2
     assert "differs from mvtec-ad: bottle: missing (209 + 83" in capsys.readouterr().out
+
+
+def test_a_copy_is_not_certified_by_names_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "ad2", tmp_path / "found.json"
+    for name in PUBLISHED["mvtec-ad-2"].categories:
+        paint(root, f"{name}/train/good/000.png", f"{name}/test_public/good/000.png")
+    assert run("check", root, "--expect", "mvtec-ad-2", "--image-size", 32, "--json", out) == 0
+    shown = capsys.readouterr().out
+    assert "as published" not in shown
+    assert "\nmvtec-ad-2: the names of 8 of 8 categories agree; how many pictures they " in shown
+    found = json.loads(out.read_text())
+    assert (found["differences"], found["compared"]) == ([], [])
+    assert found["agreement"] in shown
+
+
+def test_real_iads_masks_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("real-iad", "real-iad-single"):
+        assert run("datasets", name) == 0
+        assert "every value above 0 counts, they are a little wider" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

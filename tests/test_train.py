@@ -150,6 +150,23 @@ def test_other_settings_cannot_be_resumed_with(tiny_config: Config, tmp_path: Pa
         train(other, tmp_path, device="cpu", resume=True)
 
 
+def test_what_the_record_must_say_to_resume(tiny_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config, tmp_path, device="cpu", observer=StopAt(1))
+    record = tmp_path / "provenance.json"
+    for text, why in {
+        "[]": r"cannot read .*provenance\.json: it must hold an object",
+        '{"encoder': r"cannot read .*provenance\.json",
+        "{}": r"cannot be resumed: .*where the encoder's weights come from",
+    }.items():
+        record.write_text(text)
+        with pytest.raises(CheckpointError, match=why):
+            train(tiny_config, tmp_path, device="cpu", resume=True)
+    record.unlink()
+    with pytest.raises(CheckpointError, match="cannot be resumed: there is no provenance"):
+        train(tiny_config, tmp_path, device="cpu", resume=True)
+
+
 def test_held_out_pictures_make_the_thresholds(tiny_config: Config, tmp_path: Path) -> None:
     synthesize(tmp_path / "data", size=64, train=12, good=1, defective=1, categories=("metal",))
     config = tiny_config.override({"data.root": str(tmp_path / "data"), "data.holdout": 0.25})
@@ -259,15 +276,17 @@ def test_every_category_has_a_threshold_also_with_few_pictures(
     assert values["source"].endswith("training pictures of categories with few")
 
 
+@pytest.mark.parametrize("cache", ["auto", "none"])
 def test_an_unreadable_held_out_picture_is_found_before_the_training(
-    tiny_config: Config, tmp_path: Path
+    tiny_config: Config, tmp_path: Path, cache: str
 ) -> None:
     synthesize(tmp_path / "a", size=64, train=12, good=1, defective=1, categories=("metal",))
-    config = tiny_config.override({"data.root": str(tmp_path / "a"), "data.holdout": 0.25})
+    data = {"data.root": str(tmp_path / "a"), "data.holdout": 0.25, "data.cache": cache}
+    config = tiny_config.override(data)
     _, held_out = split_holdout(read_dataset(tmp_path / "a"), config)
     held_out[0].image.write_bytes(b"no picture")
     seen = StopAt()
-    with pytest.raises(ImageError, match=held_out[0].image.name):
+    with pytest.raises(ImageError, match=rf"{held_out[0].image.name}.*mambaad check"):
         train(config, tmp_path / "run", device="cpu", observer=seen)
     assert seen.steps == []
 

@@ -7,7 +7,7 @@ them lower than new good pictures, and the threshold errs on the side of false a
 which pictures it comes from. Test pictures are never used.
 
 New thresholds of some products leave those of the others as they were: ``kept_beside`` says which
-they are, ``with_kept`` joins the two.
+they are, ``with_kept`` joins the two. In such a file each says which pictures it comes from.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ Source = Literal[
 ]
 
 QUANTILE = 0.99
+
+SHOWN = 3
+"""Categories that a line names."""
 
 PRECISIONS = ("float32", "bf16")
 
@@ -103,9 +106,10 @@ def calibrate(
 ) -> Calibration:
     """Make thresholds from the scores of good pictures.
 
-    The quantile is one of the scores (the next higher), so with fewer than 100 pictures it is the
-    highest. The overall threshold is the highest of the categories': a picture of unknown category
-    must not be called defective for being of a category with high scores.
+    The quantile is one of the scores (the next higher), so with up to 100 pictures it is the
+    highest at 0.99; ``highest_note`` says so. The overall threshold is the highest of the
+    categories': a picture of unknown category must not be called defective for being of a category
+    with high scores.
 
     Args:
         scores: (n,), of good pictures.
@@ -127,6 +131,48 @@ def calibrate(
     highest = max(t.threshold for t in by_category.values())
     overall = Threshold(highest, len(values), float(values.mean()), float(values.max()))
     return Calibration(source, quantile, overall, by_category, precision)
+
+
+def highest_note(calibration: Calibration) -> str | None:
+    """One line if thresholds are the highest score for want of pictures; else None.
+
+    A quantile of 1 asks for the highest score, so that is not worth a line.
+    """
+    quantile = calibration.quantile
+    few = [
+        f"{name} ({t.pictures} picture{'' if t.pictures == 1 else 's'})"
+        for name, t in calibration.categories.items()
+        if quantile < 1 and _rank(t.pictures, quantile) == t.pictures
+    ]
+    if not few:
+        return None
+    more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
+    return (
+        f"{', '.join(few[:SHOWN])}{more}: the threshold is their highest score; the "
+        f"{quantile:g} quantile needs more pictures"
+    )
+
+
+def set_by_hand(threshold: Threshold, quantile: float) -> bool:
+    """Whether a threshold cannot be the quantile of the scores that it is said to come from.
+
+    Where the quantile is the highest score, that is known exactly. Elsewhere a threshold must not
+    be above the highest score, nor so low that the scores could not have their mean; a change
+    between the two is not seen.
+    """
+    level, count, maximum = threshold.threshold, threshold.pictures, threshold.maximum
+    if count < 1 or not 0 <= quantile <= 1:
+        return False  # nothing is said of where it comes from
+    rank = _rank(count, quantile)
+    if rank == count:
+        return level != maximum
+    lowest = (count * threshold.mean - (count - rank) * maximum) / rank
+    return level > maximum or level < lowest - 1e-9 * abs(maximum)
+
+
+def _rank(count: int, quantile: float) -> int:
+    """Which of so many scores the quantile is, from 1, the lowest."""
+    return math.ceil((count - 1) * quantile) + 1
 
 
 def manual(
@@ -201,7 +247,7 @@ def kept_beside(
             sorted(stay),
             precision,
         )
-    return replace(old, categories={n: _with_origin(t, old) for n, t in stay.items()})
+    return replace(old, categories={n: with_origin(t, old) for n, t in stay.items()})
 
 
 def with_kept(new: Calibration, kept: Calibration | None) -> Calibration:
@@ -213,24 +259,33 @@ def with_kept(new: Calibration, kept: Calibration | None) -> Calibration:
     """
     if kept is None:
         return new
-    fresh = {n: _with_origin(t, new) for n, t in new.categories.items()}
-    categories = dict(sorted({**kept.categories, **fresh}.items()))
+    return replace(
+        joined(new, kept.categories, f"{new.source}, or kept from before"),
+        precision=new.precision if new.precision == kept.precision else None,
+        kept=tuple(sorted(set(kept.categories) - set(new.categories))),
+    )
+
+
+def joined(new: Calibration, others: Mapping[str, Threshold], source: str) -> Calibration:
+    """A calibration with the thresholds of other products beside its own; ``overall`` is of all.
+
+    Args:
+        new: Where both have a product, its threshold is taken.
+        others: By category, each with its own source and quantile, see ``with_origin``.
+        source: What is said of all of them.
+    """
+    own = {n: with_origin(t, new) for n, t in new.categories.items()}
+    categories = dict(sorted({**others, **own}.items()))
     parts = list(categories.values())
     pictures = sum(t.pictures for t in parts)
     mean = sum(t.mean * t.pictures for t in parts) / max(1, pictures)
     level, maximum = max(t.threshold for t in parts), max(t.maximum for t in parts)
-    return Calibration(
-        source=f"{new.source}, or kept from before",
-        quantile=new.quantile,
-        overall=Threshold(level, pictures, mean, maximum),
-        categories=categories,
-        precision=new.precision if new.precision == kept.precision else None,
-        kept=tuple(sorted(set(kept.categories) - set(fresh))),
-    )
+    overall = Threshold(level, pictures, mean, maximum)
+    return replace(new, source=source, overall=overall, categories=categories)
 
 
-def _with_origin(threshold: Threshold, calibration: Calibration) -> Threshold:
-    """With the calibration's source and quantile where it has none of its own."""
+def with_origin(threshold: Threshold, calibration: Calibration) -> Threshold:
+    """A threshold with its calibration's source and quantile where it has none of its own."""
     source, quantile = threshold.source, threshold.quantile
     return replace(
         threshold,

@@ -165,15 +165,21 @@ def load_provenance(run: Path) -> dict[str, Any]:
     """Read the record of where a run's result comes from; empty for a run without one.
 
     Raises:
-        CheckpointError: If it is damaged.
+        CheckpointError: If it is damaged, or holds anything but names and values.
     """
     path = run / PROVENANCE
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}; mend or remove it") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"cannot read {path}: it must hold an object of names and values, got "
+            f"{type(values).__name__}; mend or remove it"
+        )
+    return values
 
 
 def git_commit() -> str | None:

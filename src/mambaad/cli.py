@@ -10,12 +10,15 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mambaad.errors import ConfigError, MambaADError
+from mambaad.errors import ConfigError, MambaADError, memory_note
+from mambaad.interrupt import ending_as_ctrl_c
 from mambaad.options import (
     BatchSize,
     CacheName,
@@ -65,9 +68,16 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # for odd file names
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(arguments, prog_name="mambaad")
+        with ending_as_ctrl_c():
+            app(arguments, prog_name="mambaad")
     except MambaADError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        note = memory_note(error)
+        if note is None:
+            raise
+        print(f"error: {note}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
         if error.filename is None and error.errno not in FULL:
@@ -195,7 +205,13 @@ def evaluate_command(
         Path | None, typer.Argument(help="Another data set than the run's own.")
     ] = None,
     protocol: Annotated[str, typer.Option(help="exact, or ader for the paper's tables.")] = "exact",
-    metrics: Annotated[str, typer.Option(help="exact, streaming, or auto: by size.")] = "auto",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="exact; streaming: in little memory, within 1e-4, and of all categories together "
+            "too; or auto: by size."
+        ),
+    ] = "auto",
     pro_limit: Annotated[float, typer.Option(help="Highest false positive rate of AUPRO.")] = 0.3,
     category: Categories = None,
     layout: Annotated[str | None, typer.Option(help="auto, or one of 'mambaad datasets'.")] = None,
@@ -230,7 +246,10 @@ def evaluate_command(
     print("wrote", *files, sep="\n  ")
 
 
-@app.command()
+@app.command(
+    epilog="Exit status: 0 all done; 2 a mistake, or pictures that could not be read (the others "
+    "are done and written); 130 stopped."
+)
 def predict(
     run: Run,
     paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
@@ -242,26 +261,42 @@ def predict(
     device: Device = "auto",
     precision: Precision = None,
 ) -> None:
-    """Score pictures: a table, a JSON line each, and heat maps."""
-    from mambaad.calibrate import manual
-    from mambaad.display import PredictDisplay, progress_bar
-    from mambaad.predict import Detector, find_pictures, predict_files
+    """Score pictures: a table, a JSON line each, and heat maps.
 
-    files = find_pictures(paths, leave_out=out)
-    detector = Detector.load(run, device=device, precision=precision)
-    if threshold is not None:
-        detector.calibration = manual(threshold, detector.calibration, category)
-    known = detector.calibration
-    # a given threshold is the same for every category
-    display = PredictDisplay(known.categories if known and threshold is None else ())
-    results = predict_files(detector, files, out, category=category, heatmaps=heatmaps, maps=maps)
-    with progress_bar("predicting") as progress:
-        for number, result in enumerate(results, 1):
-            display.add(result)
-            progress(number, len(files))
+    A defective picture's box is left, top, right, bottom (exclusive) in its pixels: the smallest
+    box around the region above the threshold that holds the highest anomaly. A good picture has
+    none. Where RUN has no thresholds nothing is decided, and the box is of the hottest region.
+    """
+    with _saying_stopped():
+        from mambaad.calibrate import manual
+        from mambaad.display import PredictDisplay, progress_bar
+        from mambaad.predict import Detector, find_pictures, predict_files
+
+        files = find_pictures(paths, leave_out=out)
+        detector = Detector.load(run, device=device, precision=precision)
+        display = PredictDisplay(run, detector.categories, detector.lacking)
+        if threshold is not None:
+            detector.calibration = manual(threshold, detector.calibration, category)
+            display = PredictDisplay(run)  # the same for every category
+        results = predict_files(
+            detector, files, out, category=category, heatmaps=heatmaps, maps=maps
+        )
+        with closing(results), progress_bar("predicting") as progress:
+            for number, result in enumerate(results, 1):
+                display.add(result)
+                progress(number, len(files))
     display.finish(out)
     if display.failed:
         raise typer.Exit(2)
+
+
+@contextmanager
+def _saying_stopped() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise
 
 
 @app.command()
@@ -273,7 +308,11 @@ def calibrate(
         typer.Option(help="RUN's product that the pictures are of; DATA must be one category."),
     ] = None,
     quantile: Annotated[
-        float, typer.Option(help="Share of the good scores at or below the threshold.")
+        float,
+        typer.Option(
+            help="Share of the good scores at or below the threshold, which is one of them: the "
+            "next higher where the share falls between two."
+        ),
     ] = 0.99,
     layout: LayoutName = "auto",
     device: Device = "auto",

@@ -19,18 +19,21 @@ from typing import Any, Literal
 from mambaad.checkpoint import load_config, load_provenance
 from mambaad.config import Config
 from mambaad.errors import CheckpointError, ConfigError
-from mambaad.metrics import FIELDS
+from mambaad.metrics import EXTRA_FIELDS, FIELDS, MORE_PIXEL_METRICS
 from mambaad.metrics.tables import MEAN
 from mambaad.sheets import Cell, Column, Sheet, spread
 
 EVALUATION = "evaluation.json"
 
 By = Literal["mean", "category", "all"]
-"""Rows of a table: the mean over categories, each category, or both."""
+"""Rows of a table: the mean over categories, each category, or both, then with more columns."""
 
 SEEDS = Column("seeds", seeds=False)
 METRIC_COLUMNS = tuple(Column(name, scale=100) for name in FIELDS)
 """The seven metrics and mAD, in percent where they are read."""
+
+EXTRA_COLUMNS = tuple(Column(name, scale=100) for name in EXTRA_FIELDS)
+"""What is measured beside them."""
 
 _NO_DIFFERENCE = (
     "train.seed",
@@ -66,7 +69,8 @@ class RunResult:
         data: Fingerprint of the data set it was tested on; empty if unknown.
         whole: Whether it was tested on the test pictures of its own data set, all of them.
         weights: Of its encoder, as its record has them; empty if unknown.
-        values: Metrics 0 to 1 by category, ``mean`` last; NaN if undefined.
+        values: Metrics 0 to 1 by category, ``mean`` last, ``FIELDS`` and ``EXTRA_FIELDS``; NaN if
+            undefined, or if the version that tested the run did not have it.
         training_seconds: NaN if unknown.
         test_seconds: NaN if unknown.
     """
@@ -105,7 +109,7 @@ def read_result(run: Path) -> RunResult:
             whole=_is_whole(found, config, record),
             weights=weights_of_run(record),
             values={
-                name: {field: _number(report[field]) for field in FIELDS}
+                name: {f: _number(report[f]) for f in FIELDS} | _extras(found, name)
                 for name, report in reports.items()
             },
             training_seconds=_number(record.get("training_seconds")),
@@ -115,6 +119,16 @@ def read_result(run: Path) -> RunResult:
         raise CheckpointError(
             f"{path} is not what mambaad test writes ({type(error).__name__}: {error}); test again"
         ) from error
+
+
+def _extras(found: Mapping[str, Any], category: str) -> dict[str, float]:
+    """``EXTRA_FIELDS`` of a category, or of the mean."""
+    pixels = found.get("pixels", {}).get(category, {})
+    samples = found.get("samples", {}).get(category)
+    return {
+        **{field: _number(pixels.get(field)) for field in MORE_PIXEL_METRICS},
+        "sample_AUROC": _number(samples),
+    }
 
 
 def _is_whole(found: Mapping[str, Any], config: Config, record: Mapping[str, Any]) -> bool:
@@ -263,7 +277,7 @@ def comparison(results: Sequence[RunResult], by: By = "mean") -> Sheet:
     Args:
         results: At least one.
         by: ``mean`` over the categories, each ``category`` (side by side for all groups), or
-            ``all``, which is both.
+            ``all``, which is both, and has those of ``EXTRA_FIELDS`` that a run has.
 
     Raises:
         ConfigError: As ``group_by_seed``.
@@ -272,14 +286,22 @@ def comparison(results: Sequence[RunResult], by: By = "mean") -> Sheet:
     names = row_names(groups)
     found = dict.fromkeys(c for r in results for c in r.values if c != MEAN)
     categories = [*(found if by != "mean" else ()), *((MEAN,) if by != "category" else ())]
+    extras = [
+        column
+        for column in EXTRA_COLUMNS
+        if by == "all"
+        and any(not math.isnan(v[column.name]) for r in results for v in r.values.values())
+    ]
     rows: list[tuple[Cell, ...]] = []
     for category in categories:
         for name, group in zip(names, groups, strict=True):
             if all(category in r.values for r in group):
                 place = [] if by == "mean" else [category]
-                rows.append((name, *place, str(len(group)), *metric_cells(group, category)))
+                more = [spread(r.values[category][c.name] for r in group) for c in extras]
+                cells = (*metric_cells(group, category), *more)
+                rows.append((name, *place, str(len(group)), *cells))
     places = [] if by == "mean" else [Column("category", text=True)]
-    columns = (Column("run", text=True), *places, SEEDS, *METRIC_COLUMNS)
+    columns = (Column("run", text=True), *places, SEEDS, *METRIC_COLUMNS, *extras)
     return Sheet(columns, tuple(rows), tuple(notes(results)))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mambaad.checkpoint import load_config
+from mambaad.checkpoint import load_model
 from mambaad.config import Config
 from mambaad.data import read_dataset
 from mambaad.data.synthetic import synthesize
@@ -43,7 +43,7 @@ class DemoResult:
 
     trained: Evaluation
     untrained: Evaluation
-    """The same network with its first weights, on the same pictures."""
+    """The same network as it was before the first step, on the same pictures."""
 
     report: Path
     seconds: float
@@ -84,10 +84,12 @@ def run_demo(folder: Path, *, seed: int = 0, observer: Observer | None = None) -
 
 
 def _evaluate_untrained(run: Path, observer: Observer) -> Evaluation:
-    config = load_config(run)
+    config, trained = load_model(run)
     torch.manual_seed(config.train.seed)
     model = build(config.model)
     load_pretrained(model.encoder, config.model.encoder)
+    if model.recentring is not None and trained.recentring is not None:
+        model.recentring.load_state_dict(trained.recentring.state_dict())  # known before step 1
     return evaluate(
         model.eval(),
         read_dataset(config.data.root),

@@ -39,7 +39,8 @@ from mambaad.metrics.ader import (
 )
 from mambaad.metrics.arrays import BoolArray, FloatArray, UndefinedMetricError
 from mambaad.metrics.regions import region_weights
-from mambaad.metrics.report import PIXEL_METRICS, Outcome, Protocol, outcome
+from mambaad.metrics.report import SORTED_METRICS, Outcome, Protocol, outcome
+from mambaad.metrics.summary import STRICT_LIMIT
 
 _BYTES = 256  # of free memory asked per pixel; about 35 to 140 are needed
 _BUCKETS = 1 << 16
@@ -55,7 +56,7 @@ def pixel_metrics(
     device: torch.device,
     room: int | None = None,
 ) -> Mapping[str, Outcome]:
-    """``PIXEL_METRICS`` on a device; a ``metrics.PixelMetrics`` once ``device`` is bound.
+    """``SORTED_METRICS`` on a device; a ``metrics.PixelMetrics`` once ``device`` is bound.
 
     Args:
         maps: (N, H, W), finite, float32 or float64.
@@ -67,13 +68,13 @@ def pixel_metrics(
             that agree in their upper 16 bits stay together even if there are more of them.
 
     Returns:
-        The four metrics, or why one is undefined.
+        The six metrics, or why one is undefined.
     """
     positives = int(np.count_nonzero(masks))
     negatives = masks.size - positives
     if not positives or not negatives:
         only = "anomalous" if positives else "normal"
-        return dict.fromkeys(PIXEL_METRICS, f"one class only: every pixel is {only}")
+        return dict.fromkeys(SORTED_METRICS, f"one class only: every pixel is {only}")
     weights, regions = region_weights(masks)
     if room is None:
         room = _room(device) if device.type == "cuda" else maps.size
@@ -243,6 +244,8 @@ class _Tally:
     f1: float = 0.0
     area: float = 0.0
     """Twice the area under the regions' curve, in normal pixels times regions."""
+    strict_area: float = 0.0
+    """The same up to a false positive rate of ``STRICT_LIMIT``."""
 
     def add(self, band: _Band) -> None:
         """Add a band whose scores are all under those of the bands before."""
@@ -265,17 +268,19 @@ class _Tally:
         precision = (new * (true / (true + at))).sum()
         f1 = (2 * true / (true + at + self.positives)).max()
         found = self.found + band.found[here]
-        sums = torch.stack((precision, f1, self._area(above, at, found), found[-1])).tolist()
+        areas = [self._area(above, at, found, limit) for limit in (self.limit, STRICT_LIMIT)]
+        sums = torch.stack((precision, f1, found[-1], *areas)).tolist()
         self.pairs += int(pairs)
         self.corner = int(at[-1])
         self.precision += sums[0]
         self.f1 = max(self.f1, sums[1])
-        self.area += sums[2]
-        self.found = sums[3]
+        self.found = sums[2]
+        self.area += sums[3]
+        self.strict_area += sums[4]
 
-    def _area(self, above: Tensor, at: Tensor, found: Tensor) -> Tensor:
+    def _area(self, above: Tensor, at: Tensor, found: Tensor, limit: float) -> Tensor:
         # from one level to the next the curve runs level up to `above`, then rises up to `at`
-        allowed = self.limit * self.negatives
+        allowed = limit * self.negatives
         before = F.pad(found[:-1], (1, 0), value=self.found)
         left = F.pad(at[:-1], (1, 0), value=self.corner).double().clamp(max=allowed)
         middle = above.double().clamp(max=allowed)
@@ -285,14 +290,19 @@ class _Tally:
 
     def outcomes(self) -> dict[str, Outcome]:
         """The metrics, after the last band."""
-        allowed = self.limit * self.negatives
-        area = self.area + 2 * self.found * (allowed - min(self.corner, allowed))
         return {
             "pixel_AUROC": self.pairs / (2 * self.positives * self.negatives),
             "pixel_AP": self.precision / self.positives,
             "pixel_F1max": self.f1,
-            "pixel_AUPRO": area / (2 * allowed * self.regions),
+            "pixel_AUPRO": self._aupro(self.area, self.limit),
+            "pixel_IoUmax": self.f1 / (2 - self.f1),
+            "pixel_AUPRO05": self._aupro(self.strict_area, STRICT_LIMIT),
         }
+
+    def _aupro(self, area: float, limit: float) -> float:
+        allowed = limit * self.negatives
+        area += 2 * self.found * (allowed - min(self.corner, allowed))
+        return area / (2 * allowed * self.regions)
 
 
 class _AderTally:

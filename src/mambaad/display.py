@@ -26,7 +26,7 @@ from mambaad.data import CategoryCounts, CheckResult
 from mambaad.data.cache import Progress as ProgressCall
 from mambaad.errors import ImageError
 from mambaad.evaluate import Evaluation
-from mambaad.metrics import FIELDS, Report
+from mambaad.metrics import FIELDS, MORE_PIXEL_METRICS, Report, mean_extras, value_of
 from mambaad.predict import Prediction
 from mambaad.steps import Step
 from mambaad.train import Observer
@@ -170,10 +170,20 @@ class TrainDisplay(Observer):
 class PredictDisplay:
     """Counts predictions, keeps the worst for the table, and prints files that cannot be read."""
 
-    def __init__(self, categories: Iterable[str] = ()) -> None:
-        """Args: categories: Those with thresholds of their own, if they are several."""
+    def __init__(
+        self, run: Path, categories: Iterable[str] = (), lacking: Iterable[str] = ()
+    ) -> None:
+        """Start with no predictions.
+
+        Args:
+            run: Whose they are.
+            categories: Its products with thresholds of their own; empty if one threshold was given
+                for all.
+            lacking: Its products without.
+        """
         self.total = self.defective = self.failed = 0
-        self._categories = tuple(categories)
+        self._run = run
+        self._categories, self._lacking = tuple(categories), tuple(lacking)
         self._unplaced = 0
         self._decides = False
         self._kept: list[Prediction] = []
@@ -194,15 +204,31 @@ class PredictDisplay:
         """Print the table, if any picture could be read, and the summary."""
         if self._kept:
             show(self._table())
-        if len(self._categories) > 1 and self._unplaced:
-            print(
-                f"note: the category of {self._unplaced} of {self.total} pictures is not known, so "
-                "the overall threshold, the highest, decided; name it with --category "
-                f"({', '.join(self._categories)})"
-            )
+        for note in self._notes():
+            print(f"note: {note}")
         decided = f", {self.defective} defective" if self._decides else ""
         lost = f", {self.failed} could not be read" if self.failed else ""
         print(f"{counted(self.total, 'picture')}{decided}{lost}; wrote {out}")
+
+    def _notes(self) -> Iterator[str]:
+        """What a reader of the table may not expect."""
+        if self._kept and not self._decides:
+            yield (
+                f"no thresholds in {self._run}, so nothing is decided: 'mambaad calibrate "
+                f"{self._run} DATA' makes them, or give --threshold"
+            )
+        elif self._unplaced and len(self._categories) + len(self._lacking) > 1:
+            names = ", ".join(self._categories)
+            yield (
+                f"the category of {self._unplaced} of {self.total} pictures is not known, so the "
+                "overall threshold of calibration.json decided"
+                + (f"; name it with --category ({names})" if names else "")
+            )
+            if self._lacking:
+                yield (
+                    f"calibration.json has no threshold for {', '.join(self._lacking)}: "
+                    f"'mambaad calibrate {self._run} DATA' makes it"
+                )
 
     def _table(self) -> Table:
         table = Table(title=f"the {len(self._kept)} highest scores" if self.total > SHOWN else None)
@@ -213,7 +239,7 @@ class PredictDisplay:
         for p in self._kept:
             decision = {True: "defective", False: "good", None: "–"}[p.pred_label]
             level = "–" if p.threshold is None else f"{p.threshold:.4f}"
-            box = ",".join(map(str, p.box))
+            box = "–" if p.box is None else ",".join(map(str, p.box))
             table.add_row(
                 escape(str(p.image_path)),
                 escape(p.category or "–"),
@@ -226,7 +252,10 @@ class PredictDisplay:
 
 
 def metrics_table(evaluation: Evaluation) -> Table:
-    """The metrics in percent, with false alarms and misses at the run's thresholds."""
+    """The metrics in percent, with false alarms and misses at the run's thresholds.
+
+    Under it stands what else was measured, in short.
+    """
     way = evaluation.mean.method
     how = "" if way == "exact" else f", pixel metrics {way}"
     table = Table(title=f"protocol {evaluation.protocol}{how}; percent")
@@ -252,11 +281,24 @@ def metrics_table(evaluation: Evaluation) -> Table:
         if undefined:
             reasons = escape(f"{name}: {'; '.join(sorted(undefined))}\n")
             table.caption = f"{table.caption or ''}{reasons}"
-    for name, result in evaluation.categories.items():
-        if result.sample_auroc is not None:
-            views = escape(f"{name}: sample AUROC {100 * result.sample_auroc:.1f}\n")
-            table.caption = f"{table.caption or ''}{views}"
+    lines = "\n".join(_extra_lines(evaluation))
+    table.caption = f"{table.caption or ''}{escape(lines)}"
     return table
+
+
+def _extra_lines(evaluation: Evaluation) -> Iterator[str]:
+    """The mean of what is measured beside the seven metrics, and every category's sample AUROC."""
+    means, _ = mean_extras(evaluation.extras)
+    pixels = [f for f in MORE_PIXEL_METRICS if not math.isnan(value_of(means, f))]
+    if pixels:
+        values = ", ".join(f"{f} {100 * value_of(means, f):.1f}" for f in pixels)
+        whose = "mean: " if len(evaluation.categories) > 1 else ""
+        yield f"{whose}{values} (evaluation.csv has each category's)"
+    objects = {n: r.sample_auroc for n, r in evaluation.categories.items()}
+    known = {name: value for name, value in objects.items() if value is not None}
+    if known:
+        by_name = ", ".join(f"{name} {100 * value:.1f}" for name, value in known.items())
+        yield f"sample AUROC: {by_name}; mean {100 * value_of(means, 'sample_AUROC'):.1f}"
 
 
 def show_check(result: CheckResult) -> None:

@@ -43,3 +43,20 @@ class BackendError(MambaADError):
 
 class TrainingError(MambaADError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+def memory_note(error: BaseException) -> str | None:
+    """What to say of an error that means that memory is used up, the CPU's or a GPU's; else None.
+
+    Torch's errors are told by their names, since this file does not import it.
+    """
+    text = str(error).strip().split("\n")[0]
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
+    if not (on_gpu or on_cpu):
+        return None
+    place = "GPU's memory" if on_gpu else "memory"
+    return (
+        f"the {place} is used up; a smaller --batch-size, --image-size or --tile needs less "
+        f"({text or 'the system gave no more'})"
+    )

@@ -2,9 +2,9 @@
 
 The maps of a category are kept only while its metrics are computed, on the device if that is CUDA;
 those of a category of more than ``EXACT_PIXELS`` are not kept at all, but counted in bins
-(``metrics.streaming``), and the results say so. Masks are read while the network runs. Image labels
-are the data set's; under the protocol ``ader`` they come from the resized masks, as in the paper's
-tables.
+(``metrics.streaming``), and the results say so. Both ways find the same metrics. Masks are read
+while the network runs. Image labels are the data set's; under the protocol ``ader`` they come from
+the resized masks, as in the paper's tables.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -32,22 +32,24 @@ from mambaad.examples import Example as Example
 from mambaad.examples import choose, make_examples
 from mambaad.grouping import joined, regroup
 from mambaad.grouping import read_masks as read_masks
-from mambaad.inference import Method, batches, picture_scores
+from mambaad.inference import Maps, Method, Scorer, Scores, batches
 from mambaad.metrics import (
     Exactness,
+    Extras,
     PixelMetrics,
     PixelSummary,
     Protocol,
     Report,
+    extras_of,
     mean_report,
     outcomes_of,
     pixel_metrics,
     report_of,
     sample_auroc,
-    score,
+    score_with_summary,
 )
+from mambaad.metrics.report import Outcome, outcome
 from mambaad.pipeline import ahead
-from mambaad.scores import score_top_of
 from mambaad.tiling import Tiling
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class CategoryResult:
     examples: tuple[Example, ...]
 
     pixels: PixelSummary | None = None
-    """More pixel metrics, if they were computed from bins."""
+    """All pixel metrics; None without masks."""
 
     groups: tuple[str, ...] = ()
     """Which object each picture shows, if the data set has several views of one."""
@@ -87,9 +89,20 @@ class CategoryResult:
     @property
     def sample_auroc(self) -> float | None:
         """AUROC of the objects, each with its views' highest score; None if it is undefined."""
-        if not all(self.groups) or len(set(self.labels.tolist())) < 2 or not self.groups:
+        found = self._of_samples
+        return None if isinstance(found, str) else found
+
+    @property
+    def _of_samples(self) -> Outcome | None:
+        if not self.groups or not all(self.groups):
             return None
-        return sample_auroc(self.labels, self.scores, self.groups)
+        return outcome(lambda: sample_auroc(self.labels, self.scores, self.groups))
+
+    @property
+    def extras(self) -> Extras:
+        """What is measured beside the report."""
+        missing = self.report.reasons.get("pixel_AUROC", "not computed")
+        return extras_of(missing if self.pixels is None else self.pixels, self._of_samples)
 
     @property
     def above(self) -> NDArray[np.bool_]:
@@ -122,12 +135,17 @@ class Evaluation:
     images: int
 
     pooled: PixelSummary | None = None
-    """The pixels of all categories together, if all were counted in bins."""
+    """The pixels of all categories together, if those of one had to be counted in bins."""
 
     @property
     def reports(self) -> dict[str, Report]:
         """The metrics by category."""
         return {name: result.report for name, result in self.categories.items()}
+
+    @property
+    def extras(self) -> dict[str, Extras]:
+        """What is measured beside the reports, by category."""
+        return {name: result.extras for name, result in self.categories.items()}
 
     @property
     def mean(self) -> Report:
@@ -173,27 +191,27 @@ def evaluate(
     groups = _test_samples(dataset)
     pixels = image_size[0] * image_size[1]
     ways = {n: exactness_of(len(g) * pixels, protocol, metrics) for n, g in groups.items()}
+    streamed = [name for name, way in ways.items() if way == "streaming"]
     counts = [len(part) for part in groups.values()]
     # one pass over all categories, so that pictures are decoded while metrics are computed
-    run = partial(batches, method, device=device, precision=precision, tiling=tiling)
+    scorer = Scorer(method, device, precision=precision, tiling=tiling)
     store = PictureStore([s.image for part in groups.values() for s in part], image_size, "none")
-    parts = (maps for _, _, maps in run(store, progress=progress))
     own = pixel_metrics_for(device)
-    compute = partial(score, protocol=protocol, pro_limit=pro_limit, pixels=own)
-    top, results = score_top_of(method), dict[str, CategoryResult]()
+    compute = partial(score_with_summary, protocol=protocol, pro_limit=pro_limit, pixels=own)
+    results: dict[str, CategoryResult] = {}
     counted: list[PixelBins] = []  # none, or those of all categories together
-    for name, pieces in zip(groups, regroup(parts, counts), strict=True):
+    runs = _runs(batches(scorer, store, progress=progress), counts)
+    for name, (pieces, scores) in zip(groups, runs, strict=True):
         threshold = None if calibration is None else calibration.threshold(name)
-        category = _Category(name, groups[name], image_size, threshold, top)
+        category = _Category(name, groups[name], image_size, threshold, scores)
         if ways[name] == "exact":
-            results[name] = category.exact(pieces, compute)
+            results[name], bins = category.exact(pieces, compute, count=bool(streamed))
         else:
             results[name], bins = category.streamed(pieces, pro_limit)
-            _pool(counted, bins)
-    for name in [name for name, way in ways.items() if way == "streaming"]:
-        results[name] = _with_examples(results[name], groups[name], image_size, run)
-    whole = all(r.pixels is not None for r in results.values())
-    pooled = counted[0].summary(pro_limit=pro_limit) if whole else None
+        _pool(counted, bins)
+    for name in streamed:
+        results[name] = _with_examples(results[name], groups[name], image_size, scorer)
+    pooled = _pooled(counted, results.values(), pro_limit)
     return Evaluation(protocol, results, time.monotonic() - began, sum(counts), pooled)
 
 
@@ -205,6 +223,20 @@ def _test_samples(dataset: Dataset) -> dict[str, Sequence[Sample]]:
             f"(see 'mambaad check {dataset.root}')"
         )
     return {name: tests.select(categories=[name]).samples for name in tests.categories}
+
+
+def _runs(
+    parts: Iterable[tuple[NDArray[np.intp], Maps, Scores]], counts: Sequence[int]
+) -> Iterator[tuple[Iterator[Maps], Scores]]:
+    """``batches`` as ``regroup`` cuts them; scores are there once their maps have been taken."""
+    scores = np.empty(sum(counts), np.float32)
+
+    def noting() -> Iterator[Maps]:
+        for indices, maps, found in parts:
+            scores[indices] = found
+            yield maps
+
+    yield from zip(regroup(noting(), counts), np.split(scores, np.cumsum(counts)[:-1]), strict=True)
 
 
 def exactness_of(pixels: int, protocol: Protocol, wanted: MetricsChoice) -> Exactness:
@@ -239,32 +271,42 @@ class _Category:
     samples: Sequence[Sample]
     size: tuple[int, int]
     threshold: float | None
-    top: float
-    """Of ``picture_scores``."""
+    scores: Scores
+    """Each is there once its picture's map has been taken."""
 
     def exact(
-        self, pieces: Iterable[NDArray[np.float32]], compute: Callable[..., Report]
-    ) -> CategoryResult:
-        """Keep all maps, then compute."""
+        self,
+        pieces: Iterable[Maps],
+        compute: Callable[..., tuple[Report, PixelSummary | None]],
+        *,
+        count: bool,
+    ) -> tuple[CategoryResult, PixelBins | None]:
+        """Keep all maps, then compute; ``count`` the pixels too, for those of all categories."""
         with ThreadPoolExecutor(1) as reader:
             # the masks first: they are read while the network computes the maps
             reading = reader.submit(read_masks, self.samples, self.size)
             maps = joined(pieces, len(self.samples))
             masks = reading.result()
-        labels, scores = self._labels(), picture_scores(maps, self.top)
-        report = compute(maps, masks, labels, scores=scores)
-        chosen = choose(labels, scores)
+        labels = self._labels()
+        report, summary = compute(maps, masks, labels, scores=self.scores, threshold=self.threshold)
+        bins = None
+        if count and masks is not None and summary is not None:
+            from mambaad.metrics.streaming import PixelBins
+
+            bins = PixelBins(threshold=self.threshold)
+            bins.update(maps, np.array([mask for mask in masks if mask is not None]))
+        chosen = choose(labels, self.scores)
         examples = make_examples(
             self.samples,
             chosen,
             {i: maps[i].copy() for i in chosen},
             {i: None if masks is None else masks[i] for i in chosen},
-            scores,
+            self.scores,
         )
-        return self._result(report, scores, examples)
+        return self._result(report, examples, summary), bins
 
     def streamed(
-        self, pieces: Iterable[NDArray[np.float32]], pro_limit: float
+        self, pieces: Iterable[Maps], pro_limit: float
     ) -> tuple[CategoryResult, PixelBins | None]:
         """Count the pixels; the examples are left out, and the bins are None without masks."""
         from mambaad.metrics.streaming import PixelBins
@@ -274,20 +316,17 @@ class _Category:
         bins = PixelBins(threshold=self.threshold) if reason is None else None
         starts = range(0, len(self.samples), MASKS_AHEAD)
         blocks = (self.samples[i : i + MASKS_AHEAD] for i in starts if reason is None)
-        scores = []
         with closing(
             ahead(lambda b: read_masks(b, self.size) or [], blocks, workers=1, limit=2)
         ) as reading:
             masks = (mask for block in reading for mask in block)
             for maps in pieces:
-                scores.append(picture_scores(maps, self.top))
                 if bins is not None:
                     bins.update(maps, np.array(list(islice(masks, len(maps)))))
         summary = None if bins is None else bins.summary(pro_limit=pro_limit)
         outcomes = outcomes_of(summary if summary is not None else str(reason))
-        values = np.concatenate(scores)
-        report = report_of(self._labels(), values, outcomes, pro_limit=pro_limit)
-        return self._result(report, values, (), summary), bins
+        report = report_of(self._labels(), self.scores, outcomes, pro_limit=pro_limit)
+        return self._result(report, (), summary), bins
 
     def _labels(self) -> NDArray[np.int64]:
         return np.array([s.is_anomalous for s in self.samples], dtype=np.int64)
@@ -295,7 +334,6 @@ class _Category:
     def _result(
         self,
         report: Report,
-        scores: NDArray[np.float32],
         examples: tuple[Example, ...],
         pixels: PixelSummary | None = None,
     ) -> CategoryResult:
@@ -305,7 +343,7 @@ class _Category:
             paths=tuple(s.image for s in self.samples),
             labels=self._labels(),
             defects=tuple(s.defect for s in self.samples),
-            scores=scores,
+            scores=self.scores,
             threshold=self.threshold,
             examples=examples,
             pixels=pixels,
@@ -324,17 +362,22 @@ def _pool(pooled: list[PixelBins], bins: PixelBins | None) -> None:
     pooled[0].merge(bins)
 
 
+def _pooled(
+    counted: Sequence[PixelBins], results: Iterable[CategoryResult], pro_limit: float
+) -> PixelSummary | None:
+    """The metrics of all pixels, if they were counted and no category lacks masks."""
+    whole = counted and all(result.pixels is not None for result in results)
+    return counted[0].summary(pro_limit=pro_limit) if whole else None
+
+
 def _with_examples(
-    result: CategoryResult,
-    samples: Sequence[Sample],
-    size: tuple[int, int],
-    run: Callable[..., Iterator[tuple[Any, Any, NDArray[np.float32]]]],
+    result: CategoryResult, samples: Sequence[Sample], size: tuple[int, int], scorer: Scorer
 ) -> CategoryResult:
     """Compute the maps of the examples once more: which they are is known at the end only."""
     chosen = choose(result.labels, result.scores)
     picked = [samples[i] for i in chosen]
     store = PictureStore([s.image for s in picked], size, "none")
-    maps = np.concatenate([part.copy() for _, _, part in run(store)])
+    maps = np.concatenate([part.copy() for _, part, _ in batches(scorer, store)])
     masks = read_masks(picked, size) or [None] * len(picked)
     examples = make_examples(
         samples,

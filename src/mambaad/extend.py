@@ -11,7 +11,7 @@ where their pictures come from is in ``mambaad.kept_pictures``).
 
 It is made as a training that was interrupted before its first step, so it is trained, logged, saved
 and resumed as any other. ``mambaad test OUT`` evaluates old products and new; the old run stays as
-it is.
+it is. The extended run may be moved or renamed, see ``mambaad.splits.own_list``.
 """
 
 from __future__ import annotations
@@ -19,25 +19,30 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from mambaad import checkpoint
 from mambaad.calibrate import (
     Calibration,
+    Source,
     Threshold,
     calibrate,
+    joined,
     load_calibration,
     save_calibration,
+    with_kept,
+    with_origin,
 )
 from mambaad.checks import check_choice
 from mambaad.config import Config
 from mambaad.data import PictureStore, Sample, read_dataset
 from mambaad.devices import pick_device, resolve_precision
-from mambaad.errors import CheckpointError, ConfigError
+from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
 from mambaad.files import write_json
 from mambaad.fit import build_optimizer
 from mambaad.inference import score_pictures
@@ -48,16 +53,15 @@ from mambaad.kept_pictures import (
     copy_kept,
     draw,
     find_pictures,
-    untested_line,
     write_list,
 )
-from mambaad.splits import read_pictures
+from mambaad.splits import EXTENSION, few_warning, learned_line, own_list, read_pictures
 from mambaad.state import make_note, save_state
-from mambaad.train import Observer, check_run_folder, train
+from mambaad.train import Observer, check_run_folder, tiles_of, train
 
 Thresholds = Literal["anew", "keep"]
 
-RECORD, OLD_PICTURES = "extension.json", "old_pictures"
+OLD_PICTURES = "old_pictures"
 
 EPOCH_SHARE = 0.2
 """Epochs of an extension where none are given, as a share of the old run's."""
@@ -124,12 +128,47 @@ def resume(out: Path, *, device: str = "auto", observer: Observer | None = None)
         MambaADError: Whatever training raises.
         KeyboardInterrupt: Passed on, after the state has been saved; called again, this goes on.
     """
-    record = unfinished(out)
-    config = checkpoint.load_config(out)
+    record, observer = unfinished(out), observer or Observer()
+    config = _in_place(out)
     if not (out / checkpoint.MODEL).is_file() or (out / checkpoint.STATE).is_file():
+        warning = _few_warning(out, config, record)
+        if warning is not None:
+            observer.message(warning)
         train(config, out, resume=True, device=device, observer=observer)
-    _finish(out, record, device, observer or Observer())
+    _finish(out, record, device, observer)
     return config
+
+
+def _in_place(out: Path) -> Config:
+    """The settings; if the folder was moved, they and the state, which names it too, are told.
+
+    The settings come last: if this is interrupted, both are written again.
+    """
+    before = checkpoint.load_config(out)
+    config, state = own_list(out, before), out / checkpoint.STATE
+    if config == before:
+        return config
+    if state.is_file():
+        tensors, note = checkpoint.load_tensors(state)
+        settings = dict(note.get("config", {}))
+        settings["data"] = {**settings.get("data", {}), "root": config.data.root}
+        checkpoint.save_tensors(state, tensors, {**note, "config": settings})
+    checkpoint.save_config(out, config)
+    return config
+
+
+def _few_warning(out: Path, config: Config, record: Mapping[str, Any]) -> str | None:
+    """As of a training, but old products may have few pictures: they were learned before."""
+    learned, _, _ = read_pictures(config)
+    new = [s for s in (*learned, *_held_out(out)) if s.category in record["new"]]
+    pictures, epochs = len(learned) * tiles_of(config), config.train.epochs
+    steps = epochs * (pictures // min(config.train.batch_size, pictures))
+    return few_warning(new, steps, epochs, batch="--set train.batch_size=NUMBER")
+
+
+def _held_out(out: Path) -> tuple[Sample, ...]:
+    path = out / HELD_OUT
+    return read_dataset(path, "csv").samples if path.is_file() else ()
 
 
 def begin(plan: Plan, out: Path) -> dict[str, Any]:
@@ -147,7 +186,7 @@ def begin(plan: Plan, out: Path) -> dict[str, Any]:
     """
     check_run_folder(out, resume=False)
     base, model = checkpoint.load_model(plan.run)
-    old, calibration = find_pictures(plan.run, plan.old_data), load_calibration(plan.run)
+    old, calibration = _old_pictures(plan), load_calibration(plan.run)
     learned, held_out, test = _new_pictures(plan, base)
     added = sorted({s.category for s in learned})
     known = sorted(set(added) & set(old.categories))
@@ -158,6 +197,7 @@ def begin(plan: Plan, out: Path) -> dict[str, Any]:
         )
     if plan.thresholds == "keep" and calibration is None:
         raise ConfigError(f"{plan.run} has no thresholds to keep; leave out --thresholds keep")
+    config, record = _settings(plan, base, out), checkpoint.load_provenance(plan.run)
     if old.where == "kept pictures":
         old = copy_kept(old, out / OLD_PICTURES)
     replayed = draw(old.learned, plan.replay, base.train.seed)
@@ -166,21 +206,41 @@ def begin(plan: Plan, out: Path) -> dict[str, Any]:
     if aside:
         write_list(out / HELD_OUT, aside)
     kept = calibration if plan.thresholds == "keep" else None
-    config = _settings(plan, base, out)
-    record = {
-        **_record(plan, old, replayed, learned),
+    extension = {
+        **_record(plan, record, old, replayed, learned),
         "untested": sorted({*old.categories, *added} - {s.category for s in (*old.test, *test)}),
         "kept_thresholds": _kept(kept, old.categories),
+        "fewer": {} if kept else _fewer(calibration, replayed, old.held_out),
         "finished": False,
     }
     checkpoint.save_config(out, config)
-    checkpoint.save_provenance(out, {"encoder_weights": _encoder_source(plan.run)})
-    write_json(out / RECORD, record)
+    source = str(record.get("encoder_weights", f"run {plan.run.name}"))
+    checkpoint.save_provenance(out, {"encoder_weights": source})
+    write_json(out / EXTENSION, extension)
     torch.manual_seed(config.train.seed)
     _, _, about = read_pictures(config)
     note = make_note(config, about["data_fingerprint"], 0, 0.0)
     save_state(out, model, build_optimizer(model, config.train), note)  # last: now it can resume
-    return record
+    return extension
+
+
+def moved_list(run: Path) -> Path | None:
+    """The list of an extended run that is not where its settings say; None of any other run.
+
+    Raises:
+        CheckpointError: If the folder is not a run.
+    """
+    before = checkpoint.load_config(run)
+    config = own_list(run, before)
+    return None if config == before else Path(config.data.root)
+
+
+def _old_pictures(plan: Plan) -> OldPictures:
+    moved = moved_list(plan.run) if plan.old_data is None else None
+    if moved is not None:
+        with suppress(DatasetError, ImageError):  # its pictures are gone: the kept ones
+            return find_pictures(plan.run, moved)
+    return find_pictures(plan.run, plan.old_data)
 
 
 def _new_pictures(
@@ -201,7 +261,9 @@ def _new_pictures(
 
 def _settings(plan: Plan, base: Config, out: Path) -> Config:
     """The old run's, with the list as its data set; that names held-out pictures elsewhere."""
-    epochs = plan.epochs or max(1, math.ceil(EPOCH_SHARE * base.train.epochs))
+    epochs = plan.epochs
+    if epochs is None:
+        epochs = max(1, math.ceil(EPOCH_SHARE * base.train.epochs))
     return base.override(
         {
             "train.epochs": epochs,
@@ -215,11 +277,15 @@ def _settings(plan: Plan, base: Config, out: Path) -> Config:
 
 
 def _record(
-    plan: Plan, old: OldPictures, replayed: Sequence[Sample], learned: Sequence[Sample]
+    plan: Plan,
+    run_provenance: Mapping[str, Any],
+    old: OldPictures,
+    replayed: Sequence[Sample],
+    learned: Sequence[Sample],
 ) -> dict[str, Any]:
     return {
         "run": str(plan.run.absolute()),
-        "run_provenance": _provenance(plan.run),
+        "run_provenance": dict(run_provenance),
         "data": str(plan.data.expanduser().absolute()),
         "old": _counts(replayed),
         "new": _counts(learned),
@@ -234,42 +300,24 @@ def _counts(samples: Sequence[Sample]) -> dict[str, int]:
     return {name: sum(s.category == name for s in samples) for name in names}
 
 
+def _fewer(
+    calibration: Calibration | None, replayed: Sequence[Sample], held_out: Sequence[Sample]
+) -> dict[str, list[int]]:
+    """Old products whose thresholds will come from fewer pictures: how many before, and now."""
+    known = {} if calibration is None else calibration.categories
+    now = {**_counts(replayed), **_counts(held_out)}
+    numbers = {name: [known[name].pictures, now[name]] for name in now if name in known}
+    return {name: [before, after] for name, (before, after) in numbers.items() if after < before}
+
+
 def _kept(calibration: Calibration | None, categories: Sequence[str]) -> dict[str, Any] | None:
+    """The thresholds that are kept, each with its origin; None if none are."""
     if calibration is None:
         return None
-    known = calibration.categories
-    values = {name: asdict(known.get(name, calibration.overall)) for name in categories}
+    known, overall = calibration.categories, calibration.overall
+    kept = {name: with_origin(known.get(name, overall), calibration) for name in categories}
+    values = {name: asdict(threshold) for name, threshold in kept.items()}
     return {"precision": calibration.precision, "categories": values}
-
-
-def summary(record: Mapping[str, Any], out: Path) -> list[str]:
-    """Lines of what a user should know of an extension before it starts.
-
-    Args:
-        record: What ``begin`` gave.
-        out: Folder of the extended run.
-    """
-    old, new = record["old"], record["new"]
-    lines = [
-        f"new: {', '.join(f'{name} ({count} pictures)' for name, count in new.items())}",
-        f"replayed: {sum(old.values())} of {record['old_pictures']} pictures of {len(old)} old "
-        f"products, from {record['replayed_from']}",
-    ]
-    if record["untested"]:
-        lines.append(untested_line(record["untested"], out))
-    return lines
-
-
-def _provenance(run: Path) -> dict[str, Any]:
-    """What the old run's record says; empty for a run without one."""
-    try:
-        return dict(json.loads((run / checkpoint.PROVENANCE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _encoder_source(run: Path) -> str:
-    return str(_provenance(run).get("encoder_weights", f"run {run.name}"))
 
 
 def unfinished(out: Path) -> dict[str, Any]:
@@ -278,9 +326,9 @@ def unfinished(out: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If there is none in the folder, or it is complete.
     """
-    path = out / RECORD
+    path = out / EXTENSION
     if not path.is_file():
-        raise CheckpointError(f"{out} cannot be resumed: there is no {RECORD} in it")
+        raise CheckpointError(f"{out} cannot be resumed: there is no {EXTENSION} in it")
     try:
         record = dict(json.loads(path.read_text(encoding="utf-8")))
         finished = bool(record["finished"])
@@ -293,31 +341,44 @@ def unfinished(out: Path) -> dict[str, Any]:
 
 def _finish(out: Path, record: dict[str, Any], device: str, observer: Observer) -> None:
     """Thresholds by held-out pictures and by what is kept of the old run, and the record."""
-    calibration = load_calibration(out)
+    calibration, provenance = load_calibration(out), checkpoint.load_provenance(out)
     if calibration is None:
         raise CheckpointError(f"{out} has no thresholds, though its training is complete")
-    if (out / HELD_OUT).is_file():
-        calibration = _with_held_out(out, calibration, device, observer)
-    kept = record["kept_thresholds"]
+    kept = _read_kept(record, calibration)
     if kept is not None:
-        if kept["precision"] not in (None, calibration.precision):
-            observer.message(
-                f"the old thresholds were set in {kept['precision']}, the new product's in "
-                f"{calibration.precision}: scores differ by up to 1 % or so"
-            )
-        old = {name: Threshold(**values) for name, values in kept["categories"].items()}
-        calibration = _joined(calibration, old, f"{calibration.source}; of the old products kept")
-    save_calibration(out, calibration)
+        new = {n: t for n, t in calibration.categories.items() if n not in kept.categories}
+        calibration = replace(calibration, categories=new)
+    stay = () if kept is None else tuple(kept.categories)
+    aside = [s for s in _held_out(out) if s.category not in stay]
+    if aside:
+        calibration = _with_held_out(out, calibration, aside, device, observer)
+    if kept is not None and kept.precision not in (None, calibration.precision):
+        observer.message(
+            f"the old thresholds were set in {kept.precision}, the new product's in "
+            f"{calibration.precision}: scores differ by up to 1 % or so"
+        )
+    save_calibration(out, with_kept(calibration, kept))
+    learned = sum({**record["old"], **record["new"]}.values())
+    which = "new thresholds" if stay else "thresholds"
+    observer.message(learned_line(learned, len(aside), calibration.source, out, which=which))
     done = {**record, "finished": True}
-    checkpoint.save_provenance(out, {**_provenance(out), "extension": done})
-    write_json(out / RECORD, done)
+    checkpoint.save_provenance(out, {**provenance, "extension": done})
+    write_json(out / EXTENSION, done)
+
+
+def _read_kept(record: Mapping[str, Any], new: Calibration) -> Calibration | None:
+    """What ``_kept`` wrote, as a calibration that is otherwise the new one."""
+    kept = record["kept_thresholds"]
+    if kept is None:
+        return None
+    old = {name: Threshold(**values) for name, values in kept["categories"].items()}
+    return replace(new, categories=old, precision=kept["precision"])
 
 
 def _with_held_out(
-    out: Path, calibration: Calibration, device: str, observer: Observer
+    out: Path, calibration: Calibration, samples: Sequence[Sample], device: str, observer: Observer
 ) -> Calibration:
-    """Thresholds of products that have held-out pictures, set on those."""
-    samples = read_dataset(out / HELD_OUT, "csv").samples
+    """The thresholds, those of the products of held-out pictures set on these."""
     config, model = checkpoint.load_model(out)
     target = pick_device(device)
     scores = score_pictures(
@@ -328,22 +389,11 @@ def _with_held_out(
         tiling=config.data.tiling,
         progress=lambda done, total: observer.progress("calibrating held-out", done, total),
     )
-    names, source = [s.category for s in samples], "held-out training pictures"
+    names = [s.category for s in samples]
+    source: Source = "held-out training pictures"
     used = resolve_precision(config.train.precision, target)
-    found = calibrate(scores, names, cast(Any, source), calibration.quantile, precision=used)
-    if set(calibration.categories) - set(found.categories):
-        source += ", or training pictures of categories with few"
-    return _joined(calibration, found.categories, source)
-
-
-def _joined(calibration: Calibration, others: Mapping[str, Threshold], source: str) -> Calibration:
-    """With other thresholds for some products; the overall one is the highest of all."""
-    categories = {**calibration.categories, **others}
-    parts = list(categories.values())
-    pictures = sum(t.pictures for t in parts)
-    mean = sum(t.mean * t.pictures for t in parts) / max(1, pictures)
-    overall = Threshold(
-        max(t.threshold for t in parts), pictures, mean, max(t.maximum for t in parts)
-    )
-    ordered = dict(sorted(categories.items()))
-    return replace(calibration, source=source, overall=overall, categories=ordered)
+    found = calibrate(scores, names, source, calibration.quantile, precision=used)
+    rest = {n: with_origin(t, calibration) for n, t in calibration.categories.items()}
+    if not set(rest) - set(found.categories):
+        return found
+    return joined(found, rest, f"{source}, or training pictures of categories with few")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ except ImportError:  # Windows has no such locks; there nobody is kept out
     fcntl = None  # type: ignore[assignment]
 
 
+_numbers = itertools.count()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; if the block ends well, it takes its place.
@@ -28,7 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
         ConfigError: If a file is where the folder of ``path`` should be.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # of long names only the start: a system's names end at some 255 bytes
+    temporary = path.with_name(f".{path.stem[:32]}.{os.getpid()}-{next(_numbers)}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)

@@ -145,7 +145,6 @@ def fit(
     *,
     average: WeightAverage | None = None,
     start: int = 0,
-    graph: bool = True,
     tell: Callable[[str], None] | None = None,
 ) -> Iterator[Step]:
     """Train from step ``start`` to the end of the last epoch; yield every step.
@@ -162,8 +161,7 @@ def fit(
         config: The recipe.
         average: Follows the weights, if given; put it into the model when all is done.
         start: Steps done already.
-        graph: Whether a GPU's steps become a CUDA graph. The numbers are the same without.
-        tell: Told in a line if that is not possible.
+        tell: Told in a line if a GPU's steps cannot become a CUDA graph.
 
     Raises:
         TrainingError: If the loss or the gradient is not finite; names the batch's pictures. On a
@@ -178,9 +176,7 @@ def fit(
     with torch.cuda.device(data.device):
         ring, lane = Ring(lambda step, n: _not_finite(data, step, n)), Lane(data.device)
     feed = Feed(data)
-    step = GraphedStep(
-        lambda: learner.learn(feed), lane.capture if graph else None, tell or (lambda _: None)
-    )
+    step = GraphedStep(lambda: learner.learn(feed), lane.capture, tell or (lambda _: None))
     yield from _fit_ahead(learner, feed, step, ring, lane.open, moments)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,7 +30,6 @@ from mambaad.model.warmup import warm_up
 from mambaad.pipeline import ahead
 from mambaad.replay import Function, Replay
 from mambaad.scores import device_scores, score_top_of
-from mambaad.scores import picture_scores as picture_scores
 from mambaad.tiling import Tiling
 
 LARGE = 512 * 512
@@ -44,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 Pictures = NDArray[np.uint8]
 Maps = NDArray[np.float32]
+Scores = NDArray[np.float32]
 
 
 class Method(Protocol):
@@ -110,7 +110,8 @@ class Scorer:
         self.precision = resolve_precision(precision, device)
         self._method = method
         self._top = score_top_of(method)
-        self._run: Function = self._compute
+        # tiles have no score: a picture's is that of its blended map
+        self._run: Function = self._scored(self._maps_of) if tiling is None else self._maps_of
         self._sizes: set[tuple[int, int, int]] = set()
         self._normalise: Callable[[Tensor], Tensor] = normalise
         if device.type == "cuda":
@@ -121,15 +122,15 @@ class Scorer:
                     dtype = torch.bfloat16  # its first convolution would round them all the same
             self._normalise = Normaliser(device, dtype)
             if graph:
-                self._run = Replay(self._compute, device)
+                self._run = Replay(self._run, device)
             self._upload, self._work, self._download = (torch.cuda.Stream(device) for _ in range(3))
         elif self.precision == "float32" and onednn.runs(method):
             self._method = onednn.cpu_copy(method)
         if tiling is not None:
             blend = Blend(self._run, tiling, device, batch_size_for(device, tiling.tile))
-            self._run = self._rescored(blend) if self._top else blend
+            self._run = self._scored(blend) if self._top else blend
 
-    def __call__(self, pictures: Pictures | Tensor) -> tuple[Maps, NDArray[np.float32]]:
+    def __call__(self, pictures: Pictures | Tensor) -> tuple[Maps, Scores]:
         """Score one batch.
 
         Args:
@@ -164,8 +165,8 @@ class Scorer:
         return maps, scores
 
     def stream(
-        self, batches: Iterable[Pictures]
-    ) -> Generator[tuple[Maps, NDArray[np.float32]], None, None]:
+        self, batches: Iterable[Pictures], *, maps: bool = True
+    ) -> Generator[tuple[Maps, Scores], None, None]:
         """Score batches, one after the other.
 
         On CUDA the next batches are taken while earlier ones are uploaded, scored and downloaded,
@@ -173,6 +174,7 @@ class Scorer:
 
         Args:
             batches: uint8 (B, H, W, 3) each, as prepared.
+            maps: Whether they are wanted; else they stay on the device, and come as (B, 0, W).
 
         Yields:
             Anomaly maps (B, H, W) and scores (B,) of each batch.
@@ -180,15 +182,16 @@ class Scorer:
         Raises:
             ValueError: If a batch is of another shape or type.
         """
+        rows = slice(None if maps else 0)
         if self.device.type != "cuda":
             for pictures in batches:
-                maps, scores = self.on_device(torch.from_numpy(pictures))
-                yield maps.numpy(), scores.numpy()
+                found, scores = self.on_device(torch.from_numpy(pictures))
+                yield found[:, rows].numpy(), scores.numpy()
             return
         running: deque[_Running] = deque()
         try:
             for pictures in batches:
-                running.append(self._start(torch.from_numpy(pictures)))
+                running.append(self._start(torch.from_numpy(pictures), rows))
                 if len(running) > IN_FLIGHT:
                     yield running.popleft().result()
             while running:
@@ -197,7 +200,7 @@ class Scorer:
             while running:
                 running.popleft().result()
 
-    def _start(self, images: Tensor) -> _Running:
+    def _start(self, images: Tensor, rows: slice) -> _Running:
         _check(images)
         pinned = torch.empty(images.shape, dtype=images.dtype, pin_memory=True).copy_(images)
         with torch.cuda.stream(self._upload):
@@ -206,27 +209,26 @@ class Scorer:
         with torch.cuda.stream(self._work):
             self._work.wait_stream(caller)
             self._work.wait_stream(self._upload)
-            results = self._run(uploaded)
+            found, scored = self._run(uploaded)
         with torch.cuda.stream(self._download):
             self._download.wait_stream(self._work)
             maps, scores = (
                 torch.empty(r.shape, dtype=r.dtype, pin_memory=True).copy_(r, non_blocking=True)
-                for r in results
+                for r in (found[:, rows], scored)
             )
             done = torch.cuda.Event()
             done.record()
-        return _Running(maps, scores, done, (uploaded, *results))
+        return _Running(maps, scores, done, (uploaded, found, scored))
 
-    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _maps_of(self, images: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad(), autocast(self.precision, self.device), exact_float32(self.device):
             inputs = self._normalise(images) if images.dtype == torch.uint8 else images
             self._compile_kernels(inputs)
-            maps = self._method.anomaly_maps(inputs)
-        return maps, device_scores(maps, self._top)
+            return (self._method.anomaly_maps(inputs),)
 
-    def _rescored(self, blend: Blend) -> Function:
-        def run(images: Tensor) -> tuple[Tensor, Tensor]:
-            maps, _ = blend(images)
+    def _scored(self, function: Function) -> Function:
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            maps = function(images)[0]
             return maps, device_scores(maps, self._top)
 
         return run
@@ -252,7 +254,7 @@ class _Running:
     read: tuple[Tensor, ...]
     """What other streams than the one that made it still read, kept until they have."""
 
-    def result(self) -> tuple[Maps, NDArray[np.float32]]:
+    def result(self) -> tuple[Maps, Scores]:
         self.done.synchronize()
         return self.maps.numpy(), self.scores.numpy()
 
@@ -305,57 +307,46 @@ def score_pictures(
     Raises:
         ImageError: At the first picture that cannot be read.
     """
-    scores: list[float] = []
-    top = score_top_of(method)
-    for _, _, maps in batches(
-        method,
-        store,
-        device,
-        indices=indices,
-        progress=progress,
-        precision=precision,
-        tiling=tiling,
-    ):
-        scores += picture_scores(maps, top).tolist()
-    return scores
+    scorer = Scorer(method, device, precision=precision, tiling=tiling)
+    parts = batches(scorer, store, indices=indices, progress=progress, maps=False)
+    return [score for _, _, scores in parts for score in scores.tolist()]
 
 
 def batches(
-    method: Method,
+    scorer: Scorer,
     store: Store,
-    device: torch.device,
     *,
     indices: Sequence[int] | None = None,
     batch_size: int | None = None,
     progress: Progress | None = None,
-    precision: str = "auto",
-    tiling: Tiling | None = None,
-) -> Iterator[tuple[NDArray[np.intp], Pictures, Maps]]:
-    """Go through a store; yield indices, prepared pictures and anomaly maps of each batch.
+    maps: bool = True,
+) -> Generator[tuple[NDArray[np.intp], Maps, Scores], None, None]:
+    """Go through a store; yield indices, anomaly maps and scores of each batch.
 
-    The next pictures are read while a batch is scored. The arguments are ``score_pictures``'s and
-    the batch size, chosen by device and picture size if it is None.
+    The next pictures are read while a batch is scored.
+
+    Args:
+        scorer: What scores them. One does for any number of stores: on CUDA it captures graphs.
+        store: The pictures.
+        indices: Which pictures; None: all.
+        batch_size: Pictures at once; None: chosen by device and picture size.
+        progress: Called with the number of pictures done and in all.
+        maps: Whether they are wanted; see ``Scorer.stream``.
 
     Raises:
         ImageError: At the first picture that cannot be read.
     """
-    scorer = Scorer(method, device, precision=precision, tiling=tiling)
     chosen = np.arange(len(store)) if indices is None else np.asarray(indices, dtype=np.intp)
-    step = batch_size or batch_size_for(device, store.size)
+    step = batch_size or batch_size_for(scorer.device, store.size)
     parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]
-    waiting: deque[tuple[NDArray[np.intp], Pictures]] = deque()
-
-    def taken(read: Iterable[tuple[NDArray[np.intp], Pictures]]) -> Iterator[Pictures]:
-        for part, pictures in read:
-            waiting.append((part, pictures))
-            yield pictures
-
     done = 0
     # the store has threads of its own; one here keeps them a batch ahead
-    with closing(ahead(lambda p: (p, store[p]), parts, workers=1, limit=2)) as read:
-        for maps, _ in scorer.stream(taken(read)):
-            part, pictures = waiting.popleft()
-            yield part, pictures, maps
+    with (
+        closing(ahead(lambda part: store[part], parts, workers=1, limit=2)) as read,
+        closing(scorer.stream(read, maps=maps)) as results,
+    ):
+        for part, (found, scores) in zip(parts, results, strict=True):
+            yield part, found, scores
             done += len(part)
             if progress is not None:
                 progress(done, len(chosen))

@@ -5,10 +5,32 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Ctrl-C, and what service managers and containers send before they kill."""
+
+
+@contextmanager
+def ending_as_ctrl_c() -> Iterator[None]:
+    """A request to end (SIGTERM) is Ctrl-C: what is under way is stopped, and what is done is kept.
+
+    Signals reach the main thread only; in another one this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 class DeferredInterrupt:

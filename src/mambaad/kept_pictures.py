@@ -177,11 +177,25 @@ def remember(
             if part:
                 before = 0 if name == LIST else len(parts[0])
                 write_list(fresh / name, _prepared(part, fresh, config, before, total, progress))
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.replace(folder)
+        _put_in_place(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return folder, total, sum(file.stat().st_size for file in folder.glob("*.png"))
+
+
+def _put_in_place(fresh: Path, folder: Path) -> None:
+    """Rename a folder to another's name; the other is back there if that fails, else removed."""
+    aside = fresh.with_name(f"{fresh.name}.old")
+    try:
+        if folder.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.replace(aside)
+        fresh.replace(folder)
+    except BaseException:  # Ctrl-C too
+        if aside.exists() and not folder.exists():
+            aside.replace(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _prepared(

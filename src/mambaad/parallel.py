@@ -1,7 +1,7 @@
 """Doing pieces of work one after another, or side by side in processes with a GPU each.
 
-A process sees one GPU (``CUDA_VISIBLE_DEVICES``). One of our errors in a piece of work does not
-keep the others from being done.
+A process sees one GPU (``CUDA_VISIBLE_DEVICES``). One of our errors in a piece of work, or memory
+that is used up, does not keep the others from being done.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from mambaad.errors import ConfigError, MambaADError, TrainingError
+from mambaad.errors import ConfigError, MambaADError, TrainingError, memory_note
 
 Tell = Callable[[str], None]
 """Told when a piece of work begins, is done, or fails."""
@@ -36,7 +36,7 @@ def in_turn(work: Sequence[_Work], do: Callable[[_Work], None], tell: Tell) -> d
         tell: Told how it goes.
 
     Returns:
-        Messages of the pieces that failed with one of our errors, by name.
+        Messages of the pieces that failed with one of our errors or for want of memory, by name.
     """
     failed: dict[str, str] = {}
     for piece in work:
@@ -62,7 +62,7 @@ def side_by_side(
         tell: Told how it goes.
 
     Returns:
-        Messages of the pieces that failed with one of our errors, by name.
+        Messages of the pieces that failed with one of our errors or for want of memory, by name.
     """
     failed: dict[str, str] = {}
     free: SimpleQueue[str] = SimpleQueue()
@@ -96,9 +96,12 @@ def _try(piece: _Work, do: Callable[[_Work], None], failed: dict[str, str], tell
     try:
         do(piece)
         tell(f"{piece}: done")
-    except MambaADError as error:
-        failed[str(piece)] = str(error)
-        tell(f"{piece}: failed: {error}")
+    except (MambaADError, MemoryError, RuntimeError) as error:
+        why = str(error) if isinstance(error, MambaADError) else memory_note(error)
+        if why is None:
+            raise
+        failed[str(piece)] = why
+        tell(f"{piece}: failed: {why}")
 
 
 class Processes:
@@ -161,15 +164,18 @@ def visible_gpus(text: str) -> list[str]:
     """``all``, or numbers such as ``0,2``, as names for ``CUDA_VISIBLE_DEVICES``.
 
     Raises:
-        ConfigError: If it is neither, or there is no GPU.
+        ConfigError: If it is neither, or there is no such GPU.
     """
-    if text == "all":
-        count = torch.cuda.device_count()
-        if count == 0:
-            raise ConfigError("--gpus all: torch sees no GPU here; leave --gpus out")
-        given = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
-        return (given or [str(i) for i in range(count)])[:count]
     names = [name.strip() for name in text.split(",")]
-    if not all(name.isdecimal() for name in names) or len(set(names)) != len(names):
+    if text != "all" and (
+        not all(name.isdecimal() for name in names) or len(set(names)) != len(names)
+    ):
         raise ConfigError(f"--gpus is all, or different numbers such as 0,1; got {text!r}")
-    return names
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ConfigError(f"--gpus {text}: torch sees no GPU here; leave --gpus out")
+    given = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
+    there = (given or [str(i) for i in range(count)])[:count]
+    if text != "all" and not set(names) <= set(there):
+        raise ConfigError(f"--gpus {text}: torch sees {', '.join(there)} here")
+    return there if text == "all" else names

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mambaad.calibrate import Calibration, load_calibration, precision_note
-from mambaad.checkpoint import load_model
+from mambaad.checkpoint import PROVENANCE, load_model, load_provenance
 from mambaad.config import Config
 from mambaad.data import list_pictures
 from mambaad.data.cache import worker_count
 from mambaad.data.images import PICTURE_SUFFIXES, left_out_note
 from mambaad.data.layouts import MASK_NAMES
 from mambaad.devices import pick_device
-from mambaad.errors import ConfigError, DatasetError, ImageError
+from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
 from mambaad.files import replacing
 from mambaad.heatmap import overlay, scale_top
 from mambaad.inference import Scorer, batch_size_for, scoring_precision
@@ -35,9 +35,12 @@ from mambaad.model import MambaAD
 from mambaad.pipeline import ahead
 from mambaad.prediction import COLUMNS, FIELDS, Box, Prediction
 from mambaad.prediction_tables import (
-    HEATMAPS,
+    MARK,
+    check_ours,
     escaped,
+    heatmap_name,
     listed_heatmaps,
+    map_name,
     remove_heatmaps,
     tables,
 )
@@ -64,6 +67,7 @@ class Detector:
         device: torch.device,
         *,
         precision: str | None = None,
+        products: Sequence[str] = (),
     ) -> None:
         """Move a network to a device and make it ready.
 
@@ -75,6 +79,7 @@ class Detector:
             precision: ``auto`` (bf16 on a CUDA device that has it, else float32), ``float32`` or
                 ``bf16``. None: what the run was trained in on a CUDA device, float32 on others. If
                 the thresholds were set in another, the first prediction logs a line.
+            products: What the network has learned, as far as that is known.
 
         Raises:
             ConfigError: If ``precision`` is none of these.
@@ -83,6 +88,7 @@ class Detector:
         self.model = model.to(device).eval()
         self.calibration = calibration
         self.device = device
+        self.products = tuple(products)
         self.scorer = Scorer(
             self.model,
             device,
@@ -111,14 +117,25 @@ class Detector:
             ConfigError: If the device or the precision cannot be used.
         """
         config, model = load_model(Path(run))
-        calibration = load_calibration(Path(run))
-        return cls(config, model, calibration, pick_device(device), precision=precision)
+        known, products = load_calibration(Path(run)), _products(Path(run), config)
+        target = pick_device(device)
+        return cls(config, model, known, target, precision=precision, products=products)
 
     @property
     def scale_top(self) -> float:
         """The anomaly that heat maps show in their last colour; the same for every picture."""
         threshold = 0.0 if self.calibration is None else self.calibration.overall.threshold
         return scale_top(threshold) if threshold > 0 else UNCALIBRATED_TOP
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The products with thresholds of their own."""
+        return () if self.calibration is None else tuple(self.calibration.categories)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """The products that the network has learned and that have no thresholds of their own."""
+        return tuple(sorted(set(self.products) - set(self.categories)))
 
     @overload
     def predict(
@@ -143,13 +160,14 @@ class Detector:
                 uint16, bool, or float in 0..1); a PIL picture, which is converted as a file is; or
                 a list of such.
             category: Whose threshold to use. None: for a file, the run's category that one of its
-                folders is named after; else the overall threshold.
+                folders is named after; else the overall threshold. A run of one product takes
+                every picture for it.
 
         Raises:
             ImageError: If a file or a PIL picture cannot be read.
             TypeError: If ``source`` is none of the above.
             ValueError: If an array is of another shape, type or range.
-            ConfigError: If the run has no such category.
+            ConfigError: If the run has no such category, or no threshold for it.
         """
         self.check_category(category)
         reader = Reader(self.config.data.image_size, keep=False)
@@ -206,17 +224,39 @@ class Detector:
         Raises:
             ConfigError: With the categories that it has.
         """
-        known = [] if self.calibration is None else list(self.calibration.categories)
-        if category is not None and category not in known:
-            raise ConfigError(f"this run has no category {category!r}; it has {known or 'none'}")
+        known = list(self.categories)
+        if category is None or category in known:
+            return
+        if category in self.products:
+            hint = "'mambaad calibrate' makes it; or leave the category out"
+            raise ConfigError(f"this run has no threshold for {category!r}: {hint}")
+        raise ConfigError(f"this run has no category {category!r}; it has {known or 'none'}")
 
     def _category_of(self, path: Path | None) -> str | None:
-        if path is None or self.calibration is None:
+        known = self.categories
+        if path is None or not known:
             return None
-        if len(self.calibration.categories) == 1:
-            return next(iter(self.calibration.categories))
-        folders = path.absolute().parts[:-1]
-        return next((f for f in reversed(folders) if f in self.calibration.categories), None)
+        if len(known) == 1 and len(self.products) <= 1:
+            return known[0]
+        # a product without a threshold is not another one that a folder further up is named after
+        named = {*known, *self.products}
+        nearest = next((f for f in reversed(path.absolute().parts[:-1]) if f in named), None)
+        return nearest if nearest in known else None
+
+
+def _products(run: Path, config: Config) -> Sequence[str]:
+    """The products that a run has learned, by its record or its settings; empty if they say none.
+
+    Raises:
+        CheckpointError: If the record is damaged.
+    """
+    names = load_provenance(run).get("categories", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"cannot read {run / PROVENANCE}: categories must be a list of names, got {names!r}; "
+            "mend or remove it"
+        )
+    return names or config.data.categories
 
 
 def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[tuple[Path, Path]]:
@@ -279,7 +319,7 @@ def predict_files(
     category: str | None = None,
     heatmaps: bool = True,
     maps: bool = False,
-) -> Iterator[Prediction | ImageError]:
+) -> Generator[Prediction | ImageError, None, None]:
     """Score files and write what is found; yield each prediction, or why a file was left out.
 
     ``out`` gets ``predictions.csv`` and ``predictions.jsonl`` (complete only when the last file is
@@ -289,7 +329,7 @@ def predict_files(
     not be read. In names, bytes that are no UTF-8 are escaped (``\\udcf6``). If this ends early, by
     an exception or because it is closed, the rows so far are in ``predictions.partial.csv``. Heat
     maps that the tables of earlier calls name, and this one does not, are removed when the new
-    table is complete.
+    table is complete. A heat map or raw map that no earlier call wrote is never written over.
 
     Args:
         detector: Scores the pictures.
@@ -300,14 +340,18 @@ def predict_files(
         maps: Whether to write raw maps.
 
     Raises:
-        ConfigError: If the run has no such category.
+        ConfigError: Before anything is scored, if the run has no such category, or no threshold
+            for it, or if a file of somebody else's would be written over.
     """
     detector.check_category(category)
+    old, new = listed_heatmaps(out), set[str]()
+    stems = [stem for _, stem in files]
+    check_ours(out, map(heatmap_name, stems if heatmaps else ()), old)
+    check_ours(out, map(map_name, stems if maps else ()), old)
     reader = Reader(detector.config.data.image_size, keep=heatmaps)
     write = _Writer(out, detector.scale_top if heatmaps else None, maps)
     paths = [path for path, _ in files]
     workers = worker_count()
-    old, new = listed_heatmaps(out), set[str]()
     with (
         tables(out, len(files)) as add,
         closing(reader.ahead(reader.or_error, paths, detector.batch_size)) as read,
@@ -345,10 +389,12 @@ class _Writer:
         row.update(result.as_dict())
         if self._top is not None and item is not None and item.picture is not None:
             drawn = overlay(item.picture, result.anomaly_map, self._top)
-            row["heatmap"] = Path(HEATMAPS, f"{name}.jpg").as_posix()
+            row["heatmap"] = heatmap_name(name)
             with replacing(self._out / row["heatmap"]) as temporary:
-                Image.fromarray(drawn).save(temporary, quality=92)
+                Image.fromarray(drawn).save(temporary, quality=92, comment=MARK)
         if self._maps:
-            with replacing(self._out / "maps" / f"{name}.npy") as temporary:
-                np.save(temporary, result.anomaly_map)
+            place = self._out / map_name(name)
+            with replacing(place) as temporary, temporary.open("wb") as file:
+                np.save(file, result.anomaly_map)
+                file.write(MARK)  # behind the array, where its readers do not look
         return result, row

@@ -25,7 +25,7 @@ why a picture could not be read."""
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of one picture."""
+    """What a detector says of one picture; ``box`` is where it is defective."""
 
     image_path: Path | None
     """Its file; None for a picture in memory."""
@@ -60,17 +60,20 @@ class Prediction:
         return self._above(self.threshold if self.pred_label else math.inf)
 
     @property
-    def box(self) -> Box:
-        """The hottest region in the picture's own pixels: left, top, right, bottom (exclusive).
+    def box(self) -> Box | None:
+        """Where it is defective, in its own pixels: left, top, right, bottom (exclusive).
 
-        It is the connected region around the map's maximum that lies above the threshold or, where
-        the picture is below it or there is none, above the middle between the map's median and its
-        score.
+        The smallest box around one region: the connected pixels above the threshold that hold the
+        map's maximum (``pred_mask`` has the others, too). None if the picture is not defective.
+        Without a threshold nothing is decided; then it is the hottest region: what lies above the
+        middle between the map's median and its score.
         """
+        if self.pred_label is False:
+            return None
         from scipy import ndimage  # 0.1 s, and training needs none of it
 
         middle = (float(np.median(self.anomaly_map)) + self.pred_score) / 2
-        level = self.threshold if self.pred_label and self.threshold is not None else middle
+        level = middle if self.threshold is None else self.threshold
         regions, _ = ndimage.label(self._above(level), np.ones((3, 3)))
         peak = np.unravel_index(int(self.anomaly_map.argmax()), self.anomaly_map.shape)
         if regions[peak] == 0:  # a flat map
@@ -89,11 +92,14 @@ class Prediction:
         return self.anomaly_map > np.float64(level)
 
     def as_dict(self) -> dict[str, Any]:
-        """The prediction without its map, as JSON can hold it; the keys are ``FIELDS``."""
+        """The prediction without its map, as JSON can hold it; the keys are ``FIELDS``.
+
+        Without a ``box`` its four values are None.
+        """
         label = self.pred_label
         values = (
             None if self.image_path is None else str(self.image_path), self.category,
             self.pred_score, self.threshold, None if label is None else int(label),
-            *self.box, self.picture_size[1], self.picture_size[0],
+            *(self.box or (None,) * 4), self.picture_size[1], self.picture_size[0],
         )  # fmt: skip
         return dict(zip(FIELDS, values, strict=True))

@@ -4,6 +4,8 @@ OUT/predictions.csv           a row per picture; there when the last picture is 
 OUT/predictions.jsonl         the same as JSON lines
 OUT/predictions.partial.csv   the rows so far of a call that was stopped; the next whole one
                               removes it
+
+What else is in OUT is the user's: no file is written over that no earlier call wrote.
 """
 
 from __future__ import annotations
@@ -11,16 +13,25 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mambaad.errors import ConfigError
 from mambaad.files import replacing
 from mambaad.prediction import COLUMNS
 
 TABLE, LINES, HEATMAPS = "predictions.csv", "predictions.jsonl", "heatmaps"
 PARTIAL = "predictions.partial.csv"
+
+MARK = b"written by mambaad predict"
+"""In every heat map and raw map, near its beginning or at its end: those of a call that was killed
+are in no table."""
+
+HEAD = 1024
+"""Bytes at a file's beginning in which a mark is looked for."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +64,7 @@ def tables(out: Path, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
                     csv_file.close()
                     csv_path.replace(out / PARTIAL)
                     kept = out / PARTIAL
-                    _log.warning("stopped after %d of %d; their rows are in %s", done, total, kept)
+                    _log.warning("done: %d of %d; their rows are in %s", done, total, kept)
             raise
     (out / PARTIAL).unlink(missing_ok=True)
 
@@ -78,6 +89,50 @@ def _listed(table: Path) -> list[str]:
             return [row["heatmap"] for row in rows if row["heatmap"]]
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
+
+
+def heatmap_name(stem: Path) -> str:
+    """A picture's heat map, as seen from the folder of the outputs."""
+    return Path(HEATMAPS, f"{stem}.jpg").as_posix()
+
+
+def map_name(stem: Path) -> str:
+    """A picture's raw map, as seen from the folder of the outputs."""
+    return Path("maps", f"{stem}.npy").as_posix()
+
+
+def check_ours(out: Path, names: Iterable[str], listed: Iterable[str]) -> None:
+    """Whether all files that would be written over are of earlier calls.
+
+    Args:
+        out: The folder of the outputs.
+        names: What will be written in it, as seen from ``out``.
+        listed: From ``listed_heatmaps``.
+
+    Raises:
+        ConfigError: With the first one that is neither listed nor marked.
+    """
+    known = set(listed)
+    for name in names:
+        path = out / name
+        if os.path.lexists(path) and name not in known and not _is_marked(path):
+            kind = "heat map" if PurePosixPath(name).parts[0] == HEATMAPS else "raw map"
+            raise ConfigError(
+                f"{path} is not a {kind} of an earlier call, and would be written over; choose "
+                "another --out"
+            )
+
+
+def _is_marked(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            file.seek(max(0, path.stat().st_size - len(MARK)))
+            return MARK in head or file.read() == MARK
+    except OSError:
+        return False
 
 
 def remove_heatmaps(out: Path, old: Iterable[str], new: Iterable[str]) -> None:

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from mambaad import report_page as page
-from mambaad.calibrate import Calibration, load_calibration
-from mambaad.checkpoint import METRICS, PROVENANCE, load_config
+from mambaad.calibrate import Calibration, load_calibration, set_by_hand, with_origin
+from mambaad.checkpoint import METRICS, load_config, load_provenance
 from mambaad.config import Config
-from mambaad.errors import CheckpointError
 from mambaad.evaluate import CategoryResult, Evaluation
 from mambaad.files import write_text
 from mambaad.heatmap import scale_top
@@ -74,7 +73,7 @@ def write_report(
     """
     config = load_config(run)
     calibration = load_calibration(run)
-    record = _read_provenance(run / PROVENANCE)
+    record = load_provenance(run)
     losses = read_losses(run / METRICS)
     title = name or Path(config.data.root).name or "a data set"
     anchors = {category: f"category-{i}" for i, category in enumerate(evaluation.categories)}
@@ -150,18 +149,6 @@ def _drops(steps: Sequence[int], rates: Sequence[float]) -> tuple[tuple[float, s
     return tuple(found) if len(found) <= 3 else ()
 
 
-def _read_provenance(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold an object of names and values; mend or remove it")
-    return values
-
-
 def _header(
     title: str, run: Path, evaluation: Evaluation, config: Config, record: Mapping[str, Any]
 ) -> str:
@@ -218,18 +205,8 @@ def _decision_section(evaluation: Evaluation, calibration: Calibration | None) -
     lead = "A picture is called defective if its score is above the threshold of its category. "
     remarks: dict[str, str] = {}
     if calibration is not None:
-        lead += (
-            f"The threshold is the {calibration.quantile:g} quantile of the scores of "
-            f"{calibration.overall.pictures} {calibration.source}, all good; "
-            "calibration.json holds it and may be edited. "
-        )
-        if calibration.source.startswith("training pictures"):
-            lead += (
-                "The network has learned from these very pictures and scores them lower than new "
-                "ones, so expect more false alarms than the quantile says. "
-            )
-        unknown = [r.category for r in results if r.category not in calibration.categories]
-        remarks = dict.fromkeys(unknown, "overall")
+        origin, remarks = _origins(calibration, list(evaluation.categories))
+        lead += origin
     if all(r.threshold is None for r in results):
         lead = "This run has no thresholds (no calibration.json), so nothing was decided."
         return f'<h2 id="decisions">Decisions</h2><p class="lead">{lead}</p>'
@@ -237,6 +214,46 @@ def _decision_section(evaluation: Evaluation, calibration: Calibration | None) -
         f'<h2 id="decisions">Decisions</h2><p class="lead">{escape(lead)}</p>'
         + page.decision_table(results, remarks)
     )
+
+
+def _origins(calibration: Calibration, categories: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Which good pictures thresholds come from: in words for all, and by category if they differ.
+
+    The second also marks the categories that the calibration does not know, and those whose
+    threshold somebody has changed in the file.
+    """
+    remarks = {name: "overall" for name in categories if name not in calibration.categories}
+    known = [name for name in categories if name in calibration.categories]
+    parts = {name: with_origin(calibration.categories[name], calibration) for name in known}
+    edited = [n for n, t in parts.items() if t.quantile is not None and set_by_hand(t, t.quantile)]
+    remarks |= dict.fromkeys(edited, "set by hand")
+    parts = {name: t for name, t in parts.items() if name not in edited}
+    whole = calibration.source, calibration.quantile
+    if edited and len(edited) == len(categories):
+        return "It was set by hand in calibration.json. ", remarks
+    if all((t.source, t.quantile) == whole for t in parts.values()):
+        text = (
+            f"The threshold is the {calibration.quantile:g} quantile of the scores of "
+            f"{calibration.overall.pictures} {calibration.source}, all good; "
+            "calibration.json holds it and may be edited. "
+        )
+        sources = {calibration.source}
+    else:
+        text = (
+            "The thresholds were not all set alike: under each is said which quantile it is of "
+            "the scores of which good pictures; calibration.json holds them and may be edited. "
+        )
+        for name, t in parts.items():
+            remarks[name] = f"{t.quantile:g} quantile of {t.pictures} {t.source}"
+        sources = {str(t.source) for t in parts.values()}
+    if edited:
+        text += "Where 'set by hand' stands under it, somebody has changed it there. "
+    if any(source.startswith("training pictures") for source in sources):
+        text += (
+            "The network has learned from its training pictures and scores them lower than new "
+            "ones, so expect more false alarms there than the quantile says. "
+        )
+    return text, remarks
 
 
 def _score_section(evaluation: Evaluation) -> str:

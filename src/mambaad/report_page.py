@@ -17,7 +17,7 @@ from PIL import Image
 
 from mambaad.evaluate import CategoryResult, Evaluation, Example
 from mambaad.heatmap import BOTTOM, outlined, overlay
-from mambaad.metrics import FIELDS, Report
+from mambaad.metrics import EXTRA_FIELDS, FIELDS, Extras, Report, mean_extras, value_of
 from mambaad.metrics.tables import MEAN
 from mambaad.report_style import style
 
@@ -31,6 +31,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SHORT = {
     "image_AUROC": "AUROC", "image_AP": "AP", "image_F1max": "F1-max",
     "pixel_AUROC": "AUROC", "pixel_AP": "AP", "pixel_F1max": "F1-max", "pixel_AUPRO": "AUPRO",
+    "pixel_IoUmax": "IoU-max", "pixel_AUPRO05": "AUPRO to 0.05", "pixel_SegF1": "F1 at threshold",
+    "pixel_AUPIMO": "AUPIMO", "sample_AUROC": "AUROC of objects",
 }  # fmt: skip
 
 _KINDS = {
@@ -91,7 +93,10 @@ def key(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def metrics_table(evaluation: Evaluation, anchors: Mapping[str, str]) -> str:
-    """A row per category and the mean, in percent; why a value is missing is said in a note."""
+    """A row per category and the mean, in percent; why a value is missing is said in a note.
+
+    What is measured beside the seven metrics is in a table of its own.
+    """
     notes: list[str] = []
     rows = [
         f'<tr><th scope="row"><a href="#{anchors[name]}">{escape(name)}</a></th>'
@@ -107,14 +112,40 @@ def metrics_table(evaluation: Evaluation, anchors: Mapping[str, str]) -> str:
         '<th colspan="4" scope="colgroup">pixel</th>'
         f'<th rowspan="2" scope="col" class="start">mAD</th></tr><tr>{names}</tr>'
     )
+    more = _extras_table(evaluation, notes)
     below = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return table("Metrics by category, in percent", head, rows, "metrics") + (
-        f'<ol class="notes">{below}</ol>' if notes else ""
+    return (
+        table("Metrics by category, in percent", head, rows, "metrics")
+        + more
+        + (f'<ol class="notes">{below}</ol>' if notes else "")
     )
 
 
+def _extras_table(evaluation: Evaluation, notes: list[str]) -> str:
+    extras = evaluation.extras
+    mean, left_out = mean_extras(extras)
+    fields = [f for f in EXTRA_FIELDS if f in mean]
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>{_extras(found, {}, fields, notes)}</tr>'
+        for name, found in extras.items()
+    ]
+    cells = _extras(mean, left_out, fields, notes)
+    rows.append(f'<tr class="total"><th scope="row">{MEAN}</th>{cells}</tr>')
+    names = "".join(f'<th scope="col">{_SHORT[f]}</th>' for f in fields)
+    head = f'<tr><th scope="col">category</th>{names}</tr>'
+    title = "Further metrics of pixels and objects"
+    return f"<h3>{title}</h3>" + table(f"{title}, in percent", head, rows, "extras")
+
+
+def _extras(
+    extras: Extras, left_out: Mapping[str, str], fields: Sequence[str], notes: list[str]
+) -> str:
+    reasons = {f: why for f, why in extras.items() if isinstance(why, str)} | dict(left_out)
+    return "".join(_metric(value_of(extras, f), reasons.get(f), f, notes) for f in fields)
+
+
 def decision_table(results: Iterable[CategoryResult], remarks: Mapping[str, str]) -> str:
-    """False alarms and misses by category and in all; ``remarks`` go with a threshold."""
+    """False alarms and misses by category and in all; ``remarks`` go under a threshold."""
     rows = []
     sums = [0, 0, 0, 0]
     for result in results:
@@ -130,7 +161,7 @@ def decision_table(results: Iterable[CategoryResult], remarks: Mapping[str, str]
         counts = [good, result.false_alarms, bad, result.misses]
         sums = [a + b for a, b in zip(sums, counts, strict=True)]
         remark = remarks.get(result.category, "")
-        note = f' <span class="soft small">{escape(remark)}</span>' if remark else ""
+        note = f'<br><span class="soft small">{escape(remark)}</span>' if remark else ""
         rows.append(f"{start}<td>{significant(result.threshold)}{note}</td>{_counts(counts)}</tr>")
     rows.append(f'<tr class="total"><th scope="row">all</th><td></td>{_counts(sums)}</tr>')
     head = (

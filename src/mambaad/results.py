@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mambaad.evaluate import Evaluation
 from mambaad.files import write_json, write_text
-from mambaad.metrics import to_csv, to_json_mapping, to_markdown
+from mambaad.metrics import (
+    MORE_PIXEL_METRICS,
+    mean_extras,
+    to_csv,
+    to_json_mapping,
+    to_markdown,
+    value_of,
+)
+from mambaad.metrics.tables import MEAN
 
 
 def save_evaluation(folder: Path, evaluation: Evaluation, about: Mapping[str, Any]) -> list[Path]:
@@ -28,12 +37,9 @@ def save_evaluation(folder: Path, evaluation: Evaluation, about: Mapping[str, An
         name: {"threshold": r.threshold, "false_alarms": r.false_alarms, "misses": r.misses}
         for name, r in evaluation.categories.items()
     }
-    summaries = {n: r.pixels for n, r in evaluation.categories.items() if r.pixels is not None}
-    if evaluation.pooled is not None:
-        summaries["pooled"] = evaluation.pooled
     values = {
         **to_json_mapping(evaluation.reports),
-        "pixels": {name: summary.to_mapping() for name, summary in summaries.items()},
+        "pixels": _of_pixels(evaluation),
         "samples": _of_samples(evaluation),
         "decisions": decisions,
         "images": evaluation.images,
@@ -42,18 +48,34 @@ def save_evaluation(folder: Path, evaluation: Evaluation, about: Mapping[str, An
     }
     files = [folder / f"evaluation.{suffix}" for suffix in ("json", "csv", "md")]
     write_json(files[0], values)
-    write_text(files[1], to_csv(evaluation.reports))
-    write_text(files[2], to_markdown(evaluation.reports))
+    write_text(files[1], to_csv(evaluation.reports, evaluation.extras))
+    write_text(files[2], to_markdown(evaluation.reports, evaluation.extras))
     files.append(folder / "scores.csv")
     write_text(files[-1], _scores_csv(evaluation))
     return files
+
+
+def _of_pixels(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """All pixel metrics of each category that has masks, the mean of those that are not in a
+    report, and all metrics of the pixels of all categories together if there are."""
+    found = {n: r.pixels.to_mapping() for n, r in evaluation.categories.items() if r.pixels}
+    if found:
+        means, reasons = mean_extras(evaluation.extras)
+        values = {name: value_of(means, name) for name in MORE_PIXEL_METRICS}
+        found[MEAN] = {
+            **{name: None if math.isnan(value) else value for name, value in values.items()},
+            "reasons": {name: why for name, why in reasons.items() if name in values},
+        }
+    if evaluation.pooled is not None:
+        found["pooled"] = evaluation.pooled.to_mapping()
+    return found
 
 
 def _of_samples(evaluation: Evaluation) -> dict[str, float]:
     """The sample-level AUROC of each category that has one, and their mean."""
     found = {name: result.sample_auroc for name, result in evaluation.categories.items()}
     known = {name: value for name, value in found.items() if value is not None}
-    return {**known, "mean": sum(known.values()) / len(known)} if known else {}
+    return {**known, MEAN: math.fsum(known.values()) / len(known)} if known else {}
 
 
 def _scores_csv(evaluation: Evaluation) -> str:

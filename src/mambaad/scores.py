@@ -11,9 +11,7 @@ summing: scores of a GPU can be held against thresholds made here. A method says
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -22,36 +20,16 @@ def score_top_of(method: object) -> float:
     return float(getattr(method, "score_top", 0.0))
 
 
-def picture_scores(maps: NDArray[np.float32], top: float = 0.0) -> NDArray[np.float32]:
-    """Scores, (B,), of anomaly maps (B, H, W).
-
-    Args:
-        maps: Any number of them.
-        top: From ``score_top_of``. The mean is of at least one pixel.
-    """
-    if not top:
-        scores: NDArray[np.float32] = maps.max(axis=(1, 2))
-        return scores
-    flat = maps.reshape(len(maps), -1)
-    count = _highest(flat.shape[1], top)
-    highest = np.partition(flat, -count, axis=1)[:, -count:]
-    mean: NDArray[np.float32] = highest.mean(axis=1, dtype=np.float64).astype(np.float32)
-    return mean
-
-
 def device_scores(maps: Tensor, top: float) -> Tensor:
-    """``picture_scores`` of maps on a device, without waiting for it.
+    """Scores, (B,), of anomaly maps, where they are: on a GPU without waiting for it.
 
     Args:
         maps: (B, H, W).
-        top: From ``score_top_of``.
+        top: From ``score_top_of``. The mean is of at least one pixel.
     """
     if not top:
         return maps.amax((1, 2))
     flat = maps.flatten(1)
-    highest = flat.topk(_highest(flat.shape[1], top), dim=1).values
+    pixels = flat.shape[1]
+    highest = flat.topk(min(pixels, max(1, round(top * pixels))), dim=1).values
     return highest.mean(dim=1, dtype=torch.float64).float()
-
-
-def _highest(pixels: int, top: float) -> int:
-    return min(pixels, max(1, round(top * pixels)))

@@ -5,7 +5,6 @@ Both are drawn from the data set's training pictures with the run's seed, catego
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +14,17 @@ from zlib import crc32
 
 import numpy as np
 
-from mambaad.checkpoint import PROVENANCE
+from mambaad.checkpoint import PROVENANCE, load_provenance
 from mambaad.config import Config
-from mambaad.data import Dataset, Sample, fingerprint, read_dataset
+from mambaad.data import Dataset, PictureStore, Sample, fingerprint, read_dataset
+from mambaad.data.cache import map_in_threads
 from mambaad.data.check import FEW_PICTURES
 from mambaad.data.contamination import contaminate, leave_out
+from mambaad.data.layouts.table import TABLE
 from mambaad.errors import CheckpointError, ConfigError, DatasetError
+
+EXTENSION = "extension.json"
+"""In a run that ``mambaad extend`` made; such a run's data set is the list in its folder."""
 
 HOLDOUT_SHARE = 0.1
 OWN_LAYOUTS = ("folder", "csv", "keys")
@@ -57,7 +61,7 @@ def read_pictures(config: Config) -> tuple[list[Sample], list[Sample], dict[str,
     about = {
         "data_fingerprint": fingerprint(dataset),
         "layout": dataset.layout,
-        "notes": list(dataset.notes),
+        "notes": list(mixed.notes),
         "categories": list(dataset.categories),
         "training_pictures": len(chosen),
         "held_out_pictures": len(held_out),
@@ -65,6 +69,18 @@ def read_pictures(config: Config) -> tuple[list[Sample], list[Sample], dict[str,
         "preset": config.train.preset,
     }
     return chosen, held_out, about
+
+
+def own_list(run: Path, config: Config) -> Config:
+    """A run's settings, those of an extended run with its list where that is now.
+
+    The list lies in the run folder and moves with it, while the settings name its first place,
+    where another run may lie by now.
+    """
+    named, listed = Path(config.data.root).name == TABLE, (run / TABLE).is_file()
+    if not named or not listed or not (run / EXTENSION).is_file():
+        return config
+    return config.override({"data.root": str((run / TABLE).absolute())})
 
 
 def run_dataset(
@@ -87,7 +103,7 @@ def run_dataset(
         ConfigError: If the run knows no data set and none is given.
         DatasetError: If it is not there any more or cannot be read.
     """
-    own = data is None
+    own, config = data is None, own_list(run, config)
     if own and not config.data.root:
         raise ConfigError(f"{run} knows no data set; give one: mambaad {verb} {run} DATA")
     if own and not Path(config.data.root).expanduser().exists():
@@ -111,15 +127,13 @@ def leave_learned_out(run: Path, config: Config, dataset: Dataset) -> Dataset:
     """
     if config.data.contamination == 0:
         return dataset
-    try:
-        record = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
-        names = [str(name) for name in record["contamination"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    names = load_provenance(run).get("contamination")
+    if not isinstance(names, list):
         raise CheckpointError(
             f"{run} learned from test pictures (data.contamination), and {PROVENANCE} does not say "
-            f"which ({type(error).__name__}: {error}): train it anew"
-        ) from error
-    return leave_out(dataset, names)
+            "which: train it anew"
+        )
+    return leave_out(dataset, [str(name) for name in names])
 
 
 def split_holdout(dataset: Dataset, config: Config) -> tuple[list[Sample], list[Sample]]:
@@ -151,13 +165,33 @@ def split_holdout(dataset: Dataset, config: Config) -> tuple[list[Sample], list[
     return chosen, held_out
 
 
-def few_warning(samples: Sequence[Sample], steps: int, epochs: int) -> str | None:
+def read_aside(samples: Sequence[Sample], config: Config) -> PictureStore:
+    """The held-out pictures, each read once, so that a bad one is found before the training.
+
+    They stay in memory until thresholds are set on them, unless ``config.data.cache`` is ``none``.
+
+    Raises:
+        ImageError: If a picture cannot be read.
+    """
+    paths, kept = [s.image for s in samples], config.data.cache != "none"
+    store = PictureStore(paths, config.data.image_size, "pictures" if kept else "none")
+    if kept:
+        store.fill()
+    else:  # one at a time in each thread, and only its count is handed on
+        map_in_threads(lambda i: len(store[[i]]), range(len(store)), workers=store.workers)
+    return store
+
+
+def few_warning(
+    samples: Sequence[Sample], steps: int, epochs: int, *, batch: str = "--batch-size"
+) -> str | None:
     """One line if a training has too little to learn from or too few steps, with what to do.
 
     Args:
         samples: All good pictures: learned from and held out.
         steps: Of the whole training.
         epochs: In which they are made.
+        batch: The option for the size of a batch.
 
     Returns:
         None if there are ``FEW_STEPS`` and ``FEW_PICTURES`` of each category.
@@ -168,14 +202,16 @@ def few_warning(samples: Sequence[Sample], steps: int, epochs: int) -> str | Non
     if steps < FEW_STEPS:
         found.append(f"only {steps} steps in all, fewer than {FEW_STEPS}")
         enough = math.ceil(FEW_STEPS * epochs / steps)
-        remedy += f", more epochs (--epochs {enough}) or a smaller batch (--batch-size)"
+        remedy += f", more epochs (--epochs {enough}) or a smaller batch ({batch})"
     if few:
         more = f" and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
         found.append(f"fewer than {FEW_PICTURES} good pictures of {', '.join(few[:SHOWN])}{more}")
     return f"warning: {'; '.join(found)}: expect poor results; give {remedy}" if found else None
 
 
-def learned_line(learned: int, held_out: int, source: str, run: Path) -> str:
+def learned_line(
+    learned: int, held_out: int, source: str, run: Path, *, which: str = "thresholds"
+) -> str:
     """What a training has learned from and what its thresholds rest on, in one line.
 
     Args:
@@ -183,8 +219,9 @@ def learned_line(learned: int, held_out: int, source: str, run: Path) -> str:
         held_out: Number of pictures held out.
         source: Which pictures the thresholds come from; see ``Calibration.source``.
         run: The run folder.
+        which: The thresholds that this is true of.
     """
-    line = f"{learned} learned from, {held_out} held out; thresholds from {source}"
+    line = f"{learned} learned from, {held_out} held out; {which} from {source}"
     if source == HELD_OUT:
         return line
     return (
@@ -209,6 +246,9 @@ def results_folder(
         ``out`` if it is given; the run folder for the run's own data set, also for a copy of it
         elsewhere, known by the fingerprint in the run's record; else ``RUN/test-NAME``, with the
         name of the other data set.
+
+    Raises:
+        CheckpointError: If the record is damaged.
     """
     if out is not None:
         return out
@@ -220,11 +260,8 @@ def results_folder(
 
 
 def _is_own(run: Path, config: Config, place: Path, dataset: Dataset) -> bool:
-    own, chosen = config.data.root, set(config.data.categories)
+    own, chosen = own_list(run, config).data.root, set(config.data.categories)
     if own and place == Path(own).expanduser().resolve():
         return not chosen or set(dataset.categories) <= chosen
-    try:
-        record = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # a run without a record is tested on what it is given
-    return isinstance(record, dict) and record.get("data_fingerprint") == fingerprint(dataset)
+    known = load_provenance(run).get("data_fingerprint")
+    return known is not None and known == fingerprint(dataset)

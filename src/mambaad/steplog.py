@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from mambaad import checkpoint
 from mambaad.errors import ConfigError, TrainingError
+from mambaad.files import write_text
 from mambaad.steps import Step
 
 
@@ -33,9 +34,9 @@ class StepLog:
         self._board = _tensorboard(run, start) if tensorboard else None
         kept = []
         if start and self.path.is_file():
-            lines = self.path.read_text("utf-8").splitlines()
+            lines = self.path.read_text("utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= start]
-        self.path.write_text("".join(line + "\n" for line in kept), "utf-8")
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
     def __enter__(self) -> StepLog:
         self._file = self.path.open("a", encoding="utf-8")
@@ -106,8 +107,8 @@ class StepLog:
 def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return math.inf  # half a line, from the moment of the interruption
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line, from the moment of the interruption, or a damaged one
 
 
 def require_tensorboard() -> Any:

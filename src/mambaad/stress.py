@@ -7,7 +7,8 @@ corrupted ones. For every kind and strength of ``mambaad.corruptions`` and every
     misses       = share of defective pictures at or below it
 
 with the AUROC of pictures and pixels, which need no threshold, beside them; as in ``evaluate``,
-a category has the latter only if all of its defective pictures have masks. A card whose AUROC
+a category has the latter only if all of its defective pictures have masks, and of more than
+``EXACT_PIXELS`` pixels they are counted in bins (within 1e-4). A card whose AUROC
 stays while false alarms rise asks for a new calibration; one whose AUROC falls, for training with
 such pictures. A defective picture whose defect was moved out of sight is left out of that row.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,19 @@ from mambaad.corruptions import Corruption, Mask, corruptions
 from mambaad.data import Dataset, PictureStore, Sample, available_memory, fingerprint
 from mambaad.data.cache import Progress, Store, map_in_threads, worker_count
 from mambaad.data.memory import PICTURE_SHARE
+from mambaad.data.samples import path_inside
 from mambaad.devices import pick_device
 from mambaad.errors import CheckpointError, DatasetError
-from mambaad.evaluate import read_masks
+from mambaad.evaluate import EXACT_PIXELS, read_masks
 from mambaad.files import write_json, write_text
-from mambaad.inference import Method, batches, picture_scores, scoring_precision
+from mambaad.inference import Maps, Method, Scorer, Scores, batches, scoring_precision
 from mambaad.metrics import auroc
-from mambaad.scores import score_top_of
+from mambaad.metrics.streaming import PixelBins
 from mambaad.splits import leave_learned_out, results_folder, run_dataset
 from mambaad.tiling import Tiling
 
-Score = Callable[[Store], NDArray[np.float32]]
+Score = Callable[[Store], Iterator[tuple[NDArray[np.intp], Maps, Scores]]]
+"""Scores a store: indices, maps and scores of each batch."""
 
 
 @dataclass(frozen=True)
@@ -160,19 +163,18 @@ def stress(
     rows: dict[Corruption, dict[str, Outcome]] = {tried: {} for tried in corruptions(kinds)}
     done, total = 0, len(tests) * len(rows)
 
-    def score(store: Store) -> NDArray[np.float32]:
-        maps = np.empty((len(store), *store.size), np.float32)
-        parts = batches(method, store, device, precision=precision, tiling=tiling)
-        for indices, _, found in parts:
-            maps[indices] = found
+    scorer = Scorer(method, device, precision=precision, tiling=tiling)
+
+    def score(store: Store) -> Iterator[tuple[NDArray[np.intp], Maps, Scores]]:
+        for indices, maps, scores in batches(scorer, store):
+            yield indices, maps, scores
             if progress is not None:
                 progress(done + int(indices[-1]) + 1, total)
-        return maps
 
     for category in tests.categories:
         samples = tests.select(categories=[category]).samples
         level = calibration.threshold(category)
-        part = _Category(samples, image_size, dataset.root, seed, level, score_top_of(method))
+        part = _Category(samples, image_size, dataset.root, seed, level)
         for corruption in rows:
             rows[corruption][category] = part.outcome(corruption, score)
             done += len(samples)
@@ -189,42 +191,78 @@ class _Category:
         root: Path,
         seed: int,
         threshold: float,
-        top: float,
     ) -> None:
         fits = len(samples) * size[0] * size[1] * 3 <= PICTURE_SHARE * available_memory()
         self._store = PictureStore([s.image for s in samples], size, "pictures" if fits else "none")
         self._masks: Sequence[Mask | None] = read_masks(samples, size) or [None] * len(samples)
         self._labels = np.array([s.is_anomalous for s in samples])
-        self._threshold, self._top = threshold, top
-        self._files = [_inside(s.image, root) for s in samples]
+        self._threshold = threshold
+        self._files = [path_inside(s.image, root) for s in samples]
         self._seed = seed
 
     def outcome(self, corruption: Corruption, score: Score) -> Outcome:
         """Corrupt, score and count."""
         seeds = [crc32(f"{self._seed} {corruption.kind} {f}".encode()) for f in self._files]
-        maps = score(CorruptedStore(self._store, corruption, seeds))
-        masks = self._moved_masks(corruption, seeds)
-        # a mask that is empty now and was not before: the defect has left the picture
-        pairs = zip(self._masks, masks, strict=True)
-        lost = [b is not None and a is not None and bool(a.any() > b.any()) for a, b in pairs]
-        seen = ~np.array(lost)
-        scores, labels = picture_scores(maps, self._top)[seen], self._labels[seen]
+        scores, seen = np.empty(len(seeds), np.float32), np.ones(len(seeds), np.bool_)
+        pixels = _Pixels(len(seeds) * math.prod(self._store.size))
+        for indices, maps, found in score(CorruptedStore(self._store, corruption, seeds)):
+            masks = self._moved_masks(corruption, indices, seeds)
+            for place, index in enumerate(indices):
+                before, after = self._masks[index], masks[place]
+                # empty now and not before: the defect has left the picture
+                lost = before is not None and after is not None and before.any() and not after.any()
+                seen[index] = not lost
+            scores[indices], kept = found, seen[indices]
+            pixels.add(
+                maps[kept], [mask for mask, is_kept in zip(masks, kept, strict=True) if is_kept]
+            )
+        scores, labels = scores[seen], self._labels[seen]
         above = scores.astype(np.float64) > self._threshold
-        marked = [mask for mask in masks if mask is not None]
-        truth = np.array(marked, dtype=np.bool_).ravel()
         return Outcome(
             false_alarms=_mean(above[~labels].tolist()),
             misses=_mean((~above[labels]).tolist()),
             image_AUROC=_auroc(labels, scores),
-            pixel_AUROC=_auroc(truth, maps.ravel()) if len(marked) == len(masks) else math.nan,
+            pixel_AUROC=pixels.auroc(),
         )
 
-    def _moved_masks(self, corruption: Corruption, seeds: Sequence[int]) -> list[Mask | None]:
+    def _moved_masks(
+        self, corruption: Corruption, indices: NDArray[np.intp], seeds: Sequence[int]
+    ) -> list[Mask | None]:
         def move(index: int) -> Mask | None:
             mask = self._masks[index]
             return None if mask is None else corruption.mask(mask, seeds[index])
 
-        return map_in_threads(move, range(len(seeds)), workers=worker_count())
+        return map_in_threads(move, indices.tolist(), workers=worker_count())
+
+
+class _Pixels:
+    """A category's maps and masks: kept, or counted in bins if they are many."""
+
+    def __init__(self, most: int) -> None:
+        """Args: most: Pixels that may come."""
+        self._bins = PixelBins() if most > EXACT_PIXELS else None
+        self._kept: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
+        self._complete = True
+
+    def add(self, maps: NDArray[np.float32], masks: Sequence[Mask | None]) -> None:
+        """Args: maps: (N, H, W), copied; masks: one for each, None if there is none."""
+        known = [mask for mask in masks if mask is not None]
+        self._complete &= len(known) == len(masks)
+        if not known or not self._complete:
+            return
+        if self._bins is None:
+            self._kept.append((maps.copy(), np.stack(known)))
+        else:
+            self._bins.update(maps, np.stack(known))
+
+    def auroc(self) -> float:
+        """NaN if a mask was missing or all pixels are of one kind."""
+        if self._bins is not None:
+            return self._bins.summary().pixel_AUROC if self._complete else math.nan
+        if not self._kept or not self._complete:
+            return math.nan
+        maps, masks = ([m.ravel() for m in part] for part in zip(*self._kept, strict=True))
+        return _auroc(np.concatenate(masks), np.concatenate(maps))
 
 
 def _auroc(labels: NDArray[np.bool_], scores: NDArray[np.float32]) -> float:
@@ -234,10 +272,6 @@ def _auroc(labels: NDArray[np.bool_], scores: NDArray[np.float32]) -> float:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _inside(path: Path, root: Path) -> str:
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def run_stress(

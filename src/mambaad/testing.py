@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,14 @@ from mambaad.calibrate import (
     Calibration,
     Source,
     calibrate,
+    highest_note,
     kept_beside,
     load_calibration,
     save_calibration,
     thresholds_for,
     with_kept,
 )
-from mambaad.checkpoint import PROVENANCE, load_config, load_model, provenance
+from mambaad.checkpoint import PROVENANCE, load_config, load_model, load_provenance, provenance
 from mambaad.checks import check_choice, check_range
 from mambaad.config import Config
 from mambaad.data import Dataset, PictureStore, Sample, fingerprint, read_dataset
@@ -34,7 +34,7 @@ from mambaad.kept_pictures import untested_line
 from mambaad.metrics import Protocol
 from mambaad.report import write_report
 from mambaad.results import save_evaluation
-from mambaad.splits import leave_learned_out, read_pictures, results_folder, run_dataset
+from mambaad.splits import leave_learned_out, own_list, read_pictures, results_folder, run_dataset
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def run_test(
     dataset = run_dataset("test", run, config, data, categories, layout)
     if data is None and not categories:
         _tell_untested(run, dataset)
-    make_folder(folder := results_folder(run, config, data, dataset, out))  # or refuse it now
+    folder = _results_folder(run, config, data, dataset, out)
     evaluation = evaluate(
         model.to(target),
         leave_learned_out(run, config, dataset),
@@ -97,24 +97,44 @@ def run_test(
         precision=used,
         tiling=config.data.tiling,
     )
-    about = {"precision": used, "data": str(dataset.root), "data_fingerprint": fingerprint(dataset)}
-    files = save_evaluation(folder, evaluation, provenance(config, target, **about))
-    files.append(write_report(run, evaluation, name=dataset.root.name, folder=folder))
-    return evaluation, files
+    about = provenance(config, target, precision=used, data=str(dataset.root))
+    return evaluation, _save(run, evaluation, dataset, about, folder)
+
+
+def _results_folder(
+    run: Path, config: Config, data: Path | None, dataset: Dataset, out: Path | None
+) -> Path:
+    """The folder of the results, made now; what the report will need is refused now, too."""
+    load_provenance(run)
+    folder = results_folder(run, config, data, dataset, out)
+    make_folder(folder)
+    return folder
+
+
+def _save(
+    run: Path, evaluation: Evaluation, dataset: Dataset, about: dict[str, Any], folder: Path
+) -> list[Path]:
+    """Write the figures and what they belong to, then the report, which comes last."""
+    about = {**about, "data_fingerprint": fingerprint(dataset)}
+    files = save_evaluation(folder, evaluation, about)
+    return [*files, write_report(run, evaluation, name=dataset.root.name, folder=folder)]
 
 
 def _tell_untested(run: Path, dataset: Dataset) -> None:
     """A line is logged if the run knows products that its own data set has no test pictures of."""
     calibration = load_calibration(run)
     known = _record(run).get("categories", ()) if calibration is None else calibration.categories
-    untested = sorted(set(known) - set(dataset.select(split="test").categories))
-    if untested:
+    tested = dataset.select(split="test").categories
+    untested = sorted(set(known) - set(tested))
+    if tested and untested:
         _log.warning("%s", untested_line(untested, run))
 
 
 def _thresholds(run: Path, precision: str, dataset: Dataset) -> Calibration | None:
-    """The run's; a line is logged if some tested category has none of its own."""
+    """The run's; a line is logged if there are none, or a tested category has none of its own."""
     calibration = thresholds_for(run, precision)
+    if calibration is None:
+        _log.warning("no thresholds in %s: 'mambaad calibrate %s DATA' makes them", run, run)
     tested = dataset.select(split="test").categories
     known = tested if calibration is None else calibration.categories
     unknown = [name for name in tested if name not in known]
@@ -148,7 +168,7 @@ def calibrate_run(
         data: A data set; its good training pictures are used.
         category: The run's product that the pictures are of; ``data`` must then be one category.
             None: as ``data`` names them; a run of one product takes a single category as its own.
-        quantile: Share of their scores at or below the threshold, in (0, 1].
+        quantile: Share of their scores at or below the threshold, in (0, 1]; see ``calibrate``.
         layout: Layout of the data set.
         device: See ``pick_device``.
         precision: See ``scoring_precision``; the file says which.
@@ -161,7 +181,7 @@ def calibrate_run(
     """
     if not 0 < quantile <= 1:
         raise ConfigError(f"quantile must be in (0, 1], got {quantile}")
-    config = load_config(run)
+    config = own_list(run, load_config(run))
     target = pick_device(device)
     used = scoring_precision(precision, config.train.precision, target)
     samples = read_dataset(data, layout).select(split="train").samples
@@ -181,22 +201,23 @@ def calibrate_run(
         precision=used,
         tiling=config.data.tiling,
     )
-    calibration = with_kept(calibrate(scores, names, source, quantile, precision=used), kept)
+    found = calibrate(scores, names, source, quantile, precision=used)
+    if (note := highest_note(found)) is not None:
+        _log.warning("%s", note)
+    calibration = with_kept(found, kept)
     save_calibration(run, calibration)
     return calibration
 
 
 def _record(run: Path) -> dict[str, Any]:
     """What the run's record says; empty for a run without one."""
-    path = run / PROVENANCE
-    if not path.is_file():
-        return {}
-    try:
-        values = dict(json.loads(path.read_text(encoding="utf-8")))
-        if "categories" in values:
-            values["categories"] = [str(name) for name in values["categories"]]
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; mend or remove it") from error
+    values = load_provenance(run)
+    names = values.get("categories", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"cannot read {run / PROVENANCE}: categories must be a list of names, got {names!r}; "
+            "mend or remove it"
+        )
     return values
 
 

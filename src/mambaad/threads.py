@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 from functools import cache
+
+NUMBA_LOCK = threading.Lock()
+"""Held by whoever runs a parallel kernel: numba's simplest threading layer ends the process when it
+is entered twice at once."""
 
 
 @cache

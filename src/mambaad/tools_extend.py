@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -56,7 +57,7 @@ def extend(
     from mambaad.config import parse_setting
     from mambaad.devices import pick_device
     from mambaad.display import TrainDisplay
-    from mambaad.extend import Plan, Thresholds, begin, summary, unfinished
+    from mambaad.extend import Plan, Thresholds, begin, unfinished
     from mambaad.extend import resume as train_extension
 
     if run is not None and data is not None:
@@ -72,15 +73,16 @@ def extend(
             settings=dict(parse_setting(s) for s in settings or []),
         )
         pick_device(device)  # refused before anything is written
-        print(*summary(begin(plan, out), out), sep="\n")
-    unfinished(out)  # refused before the display opens
+        print(*_summary(begin(plan, out), out), sep="\n")
+    record = unfinished(out)  # refused before the display opens
     with TrainDisplay() as display:
         try:
             train_extension(out, device=device, observer=display)
         except KeyboardInterrupt:
             display.message(f"continue with: mambaad extend --out {out} --resume")
             raise typer.Exit(130) from None
-    print(f"extended: {out}\nnext: mambaad test {out}")
+    following = f"test {out}" if _has_tests(record) else f"predict {out} PICTURES"
+    print(f"extended: {out}\nnext: mambaad {following}")
 
 
 def remember(
@@ -90,11 +92,44 @@ def remember(
 ) -> None:
     """Keep some prepared pictures in RUN, so that it can be extended without its data set."""
     from mambaad.display import progress_bar
+    from mambaad.extend import moved_list
     from mambaad.kept_pictures import remember as keep
 
+    place = old_data or moved_list(run)
     with progress_bar("keeping") as progress:
-        folder, count, size = keep(run, count=pictures, old_data=old_data, progress=progress)
+        folder, count, size = keep(run, count=pictures, old_data=place, progress=progress)
     print(f"wrote {folder}: {count} pictures, {size / 1e6:.1f} MB")
+
+
+def _summary(record: Mapping[str, Any], out: Path) -> list[str]:
+    """What a user should know of an extension before it starts; ``record`` is from ``begin``."""
+    from mambaad.kept_pictures import untested_line
+
+    old, new, fewer = record["old"], record["new"], record["fewer"]
+    lines = [
+        f"new: {', '.join(f'{name} ({count} pictures)' for name, count in new.items())}",
+        f"replayed: {sum(old.values())} of {record['old_pictures']} pictures of {len(old)} old "
+        f"products, from {record['replayed_from']}",
+    ]
+    if fewer:
+        numbers = [f"{name} ({was}, now {now})" for name, (was, now) in fewer.items()]
+        lines.append(
+            f"warning: the thresholds of {', '.join(numbers)} will come from fewer pictures than "
+            "before; --thresholds keep leaves them as they are"
+        )
+    if not _has_tests(record):
+        lines.append(
+            "no test pictures of any product: test them with "
+            f"'mambaad test {out} DATA', DATA being a data set that has some"
+        )
+    elif record["untested"]:
+        lines.append(untested_line(record["untested"], out))
+    return lines
+
+
+def _has_tests(record: Mapping[str, Any]) -> bool:
+    """Whether some product of an extension has test pictures in its data set."""
+    return bool({*record["old"], *record["new"]} - set(record["untested"]))
 
 
 def _count(text: str) -> int | None:

@@ -6,7 +6,6 @@ The last weights are the result: nothing is selected on test pictures.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +41,7 @@ from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
 from mambaad.model.losses import rebuilding_loss
 from mambaad.model.warmup import warm_up
-from mambaad.splits import few_warning, learned_line, read_pictures
+from mambaad.splits import few_warning, learned_line, read_aside, read_pictures
 from mambaad.state import load_state, make_note, save_state
 from mambaad.steplog import StepLog, require_tensorboard
 from mambaad.steps import Step
@@ -131,7 +130,7 @@ def _train(
     start, seconds = load_state(run, *whole) if resume else (0, 0.0)
     data = prepare_batches(chosen, config, model, size, target, observer, held_out)
     _recentre(model, data, resume)
-    aside = _read_aside(held_out, config)
+    aside = read_aside(held_out, config)
     record = checkpoint.provenance(config, target, encoder_weights=source, batch_size=size, **about)
     checkpoint.save_config(run, config.located())
     checkpoint.save_provenance(run, record)
@@ -166,18 +165,13 @@ def _prepare_model(
     model.to(device)
     if not resume:
         return model, load_pretrained(model.encoder, config.model.encoder, file)
-    try:
-        values = json.loads((run / checkpoint.PROVENANCE).read_text("utf-8"))
-        return model, str(values["encoder_weights"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"cannot read {run / checkpoint.PROVENANCE}: {error}") from error
-
-
-def _read_aside(samples: Sequence[Sample], config: Config) -> PictureStore:
-    """Now, so that an unreadable picture is found before the training."""
-    store = PictureStore([s.image for s in samples], config.data.image_size)
-    store.fill()
-    return store
+    source = checkpoint.load_provenance(run).get("encoder_weights")
+    if source is None:
+        raise CheckpointError(
+            f"{run} cannot be resumed: there is no {checkpoint.PROVENANCE} in it that says where "
+            "the encoder's weights come from; train it anew"
+        )
+    return model, str(source)
 
 
 def _finished(model: MambaAD, average: WeightAverage | None) -> MambaAD:

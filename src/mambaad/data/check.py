@@ -19,7 +19,7 @@ from mambaad.data.catalogue import published
 from mambaad.data.catalogue_check import compare
 from mambaad.data.images import PictureInfo, describe_picture, left_out_note, load_mask
 from mambaad.data.layouts import LAYOUTS, find_categories, list_masks, list_pictures, read_dataset
-from mambaad.data.samples import Dataset, Sample
+from mambaad.data.samples import Dataset, Sample, path_inside
 from mambaad.errors import ImageError
 
 Severity = Literal["error", "warning"]
@@ -128,6 +128,12 @@ class CheckResult:
     differences: tuple[str, ...] = ()
     """What differs from that set, one line each."""
 
+    compared: tuple[str, ...] = ()
+    """Its categories whose numbers of pictures are known and were compared; ``in all`` for all."""
+
+    agreement: str = ""
+    """What agrees with that set and what could not be compared; empty if something differs."""
+
     @property
     def ok(self) -> bool:
         """Whether there is no error; warnings are allowed."""
@@ -160,7 +166,6 @@ def check_dataset(
     categories: Sequence[str] = (),
     *,
     image_size: tuple[int, int] = (256, 256),
-    expect_masks: bool | None = None,
     expect: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -172,8 +177,6 @@ def check_dataset(
         layout: As for :func:`read_dataset`.
         categories: Categories to check; empty means all.
         image_size: Height and width that pictures will be resized to.
-        expect_masks: Whether a defective picture without a mask is a problem. None: where the
-            category has a mask for another one.
         expect: Name of the published set that this should be, whole or in the named categories.
         workers: Threads; None: one per processor.
         progress: Called after each sample.
@@ -196,10 +199,11 @@ def check_dataset(
     counts = tuple(_count(name, dataset) for name in names)
     cases = {
         **_check_pictures(findings, counts, dataset.root),
-        **_check_masks(findings, counts, dataset.root, expect_masks),
+        **_check_masks(findings, counts, dataset.root),
         **_check_duplicates(findings, dataset.root),
         **_check_leftovers(dataset, [folders[c] for c in categories if folders]),
     }
+    compared = None if known is None else compare(dataset, known, categories)
     infos = [f.info for f in findings if f.info is not None]
     sizes = sorted(((i.height, i.width) for i in infos), key=lambda s: (s[0] * s[1], s))
     return CheckResult(
@@ -212,7 +216,9 @@ def check_dataset(
         problems=tuple(_problem(kind, cases[kind]) for kind in KINDS if cases.get(kind)),
         notes=(*dataset.notes, *_notes(dataset, infos, counts, image_size, folders)),
         expected=expect or "",
-        differences=() if known is None else tuple(compare(dataset, known, categories)),
+        differences=() if compared is None else compared.differences,
+        compared=() if compared is None else compared.compared,
+        agreement="" if compared is None else compared.agreement,
     )
 
 
@@ -274,23 +280,18 @@ def _check_pictures(
             f"{c.category}: {c.train_good}" for c in counts if 0 < c.train_good < FEW_PICTURES
         ],
         "no_good_test_pictures": [c.category for c in counts if c.defects and c.test_good == 0],
-        "dark_16_bit": [_inside(f.sample.image, root) for f in dark],
+        "dark_16_bit": [path_inside(f.sample.image, root) for f in dark],
     }
 
 
 def _check_masks(
-    findings: Sequence[_Finding],
-    counts: Sequence[CategoryCounts],
-    root: Path,
-    expect_masks: bool | None,
+    findings: Sequence[_Finding], counts: Sequence[CategoryCounts], root: Path
 ) -> dict[str, list[str]]:
     with_masks = {c.category for c in counts if c.masks}
     missing = [
-        _inside(f.sample.image, root)
+        path_inside(f.sample.image, root)
         for f in findings
-        if f.sample.is_anomalous
-        and f.sample.mask is None
-        and (f.sample.category in with_masks if expect_masks is None else expect_masks)
+        if f.sample.is_anomalous and f.sample.mask is None and f.sample.category in with_masks
     ]
     cases = defaultdict(list, {"missing_mask": missing})
     for finding in findings:
@@ -307,7 +308,7 @@ def _check_masks(
             "lossy_mask": mask.suffix.lower() in (".jpg", ".jpeg", ".jfif"),
         }
         for kind in (kind for kind, is_so in found.items() if is_so):
-            cases[kind].append(_inside(mask, root))
+            cases[kind].append(path_inside(mask, root))
     return cases
 
 
@@ -315,7 +316,9 @@ def _check_duplicates(findings: Sequence[_Finding], root: Path) -> dict[str, lis
     same: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"train": [], "test": []})
     for finding in findings:
         if finding.digest:
-            same[finding.digest][finding.sample.split].append(_inside(finding.sample.image, root))
+            same[finding.digest][finding.sample.split].append(
+                path_inside(finding.sample.image, root)
+            )
     groups = [(group["train"], group["test"]) for group in same.values()]
     return {
         "train_in_test": [f"{t} = {train[0]}" for train, test in groups if train for t in test],
@@ -338,8 +341,8 @@ def _check_leftovers(dataset: Dataset, folders: Sequence[Path]) -> dict[str, lis
         if not left_alone & {part.lower() for part in path.relative_to(root).parts[:-1]}
     ]
     return {
-        "unused_mask": [_inside(p, root) for p in masks if p not in used and _marks(p)],
-        "ignored_picture": [_inside(p, root) for p in found if p not in known],
+        "unused_mask": [path_inside(p, root) for p in masks if p not in used and _marks(p)],
+        "ignored_picture": [path_inside(p, root) for p in found if p not in known],
     }
 
 
@@ -388,11 +391,6 @@ def _marks(path: Path) -> bool:
 def _files_of(mask: Path) -> list[Path]:
     """The files of a mask, which may be a folder of several."""
     return list_pictures(mask) if mask.is_dir() else [mask]
-
-
-def _inside(path: Path, root: Path) -> str:
-    """The path in messages; a list may name files outside of its folder."""
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _short(message: str, root: Path) -> str:

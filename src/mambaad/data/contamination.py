@@ -7,7 +7,8 @@ pictures, and so of steps, stays the same. The replaced good pictures are used n
 
 Both are drawn with the run's seed, category by category. The pictures of a smaller share are among
 those of a larger one, so results over shares differ by what was added, not by another draw; their
-tests still differ by the pictures that left, which should be said beside them.
+tests still differ by the pictures that left, which should be said beside them. How many pictures a
+training has been given so is one of the data set's ``notes``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from zlib import crc32
 
 import numpy as np
 
-from mambaad.data.samples import Dataset, Sample
+from mambaad.data.samples import Dataset, Sample, path_inside
 from mambaad.errors import DatasetError
 
 _STREAM = 1  # of random numbers; the held-out pictures are drawn from the plain seed
@@ -33,8 +34,8 @@ def contaminate(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, tup
         seed: Same seed, same pictures.
 
     Returns:
-        The data set with the moved pictures in the split ``train`` under their defects' names, and
-        their paths inside the data set's root, sorted.
+        The data set with the moved pictures in the split ``train`` under their defects' names and a
+        note of their number, and their paths inside the data set's root, sorted.
 
     Raises:
         DatasetError: If a category has too few defective test pictures (one must stay), or the
@@ -63,19 +64,21 @@ def contaminate(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, tup
             f"contamination {share:g} is less than one training picture in every category of "
             f"{dataset.root}: raise data.contamination, or set it to 0"
         )
-    samples = (replace(s, split="train") if s in moved else s for s in dataset if s not in dropped)
-    return replace(dataset, samples=tuple(samples)), tuple(
-        sorted(_inside(s, dataset) for s in moved)
+    kept = (replace(s, split="train") if s in moved else s for s in dataset if s not in dropped)
+    samples = tuple(kept)
+    count = sum(s.split == "train" for s in samples)
+    note = (
+        f"{len(moved)} of {count} training pictures ({100 * len(moved) / count:.1f} %) are "
+        f"defective ones of the test, which they leave (data.contamination {share:g})"
     )
+    mixed = replace(dataset, samples=samples, notes=(*dataset.notes, note))
+    return mixed, tuple(sorted(path_inside(s.image, dataset.root) for s in moved))
 
 
 def leave_out(dataset: Dataset, paths: Collection[str]) -> Dataset:
     """The data set without the test pictures at these paths inside its root."""
     taken = set(paths)
-    kept = (s for s in dataset if s.split != "test" or _inside(s, dataset) not in taken)
+    kept = (
+        s for s in dataset if s.split != "test" or path_inside(s.image, dataset.root) not in taken
+    )
     return replace(dataset, samples=tuple(kept))
-
-
-def _inside(sample: Sample, dataset: Dataset) -> str:
-    path, root = sample.image, dataset.root
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()

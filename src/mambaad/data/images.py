@@ -132,11 +132,7 @@ def describe_picture(path: Path) -> PictureInfo:
     return PictureInfo(mode, rgb.height, rgb.width, peak)
 
 
-def load_mask(
-    path: Path,
-    size: tuple[int, int] | None = None,
-    picture_size: tuple[int, int] | None = None,
-) -> NDArray[np.bool_]:
+def load_mask(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.bool_]:
     """Read the mask of a defect: every value above 0 is defective.
 
     It is resized as published: the binary mask as 0 and 255, bilinear and antialiased, and then
@@ -146,43 +142,44 @@ def load_mask(
         path: File of any format that PIL reads; colours are turned to grey first. Or a folder of
             such files (MVTec LOCO AD): what any of them marks.
         size: Height and width to resize to; None keeps the mask's own.
-        picture_size: Height and width of the picture that the mask belongs to, if it is to be
-            checked.
 
     Returns:
         bool, (H, W).
 
     Raises:
-        ImageError: If a file cannot be read, is not of ``picture_size`` or, in a folder, not of the
-            others' size; or if a folder has none.
+        ImageError: If a file cannot be read or, in a folder, is not of the others' size; or if a
+            folder has none.
         ValueError: If ``size`` is not two positive numbers.
     """
-    marked = _marked_in(path, picture_size) if path.is_dir() else _marked(path, picture_size)
+    marked = _marked_in(path) if path.is_dir() else _marked(path)
     if size is None:
         return marked
     resized = np.asarray(_resized(Image.fromarray(marked.astype(np.uint8) * 255), size))
     return resized > 127  # value / 255 > 0.5, in whole numbers
 
 
-def _marked_in(folder: Path, picture_size: tuple[int, int] | None) -> NDArray[np.bool_]:
+def _marked_in(folder: Path) -> NDArray[np.bool_]:
     """The union of the masks in a folder."""
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES)
     if not files:
         raise ImageError(f"cannot read {folder}: it is a folder without masks")
-    whole = _marked(files[0], picture_size)
+    whole = _marked(files[0])
     for file in files[1:]:
-        whole |= _marked(file, (whole.shape[0], whole.shape[1]))
+        marked = _marked(file)
+        if marked.shape != whole.shape:
+            height, width = whole.shape
+            raise ImageError(
+                f"the mask {file} is {marked.shape[0]} x {marked.shape[1]} pixels but "
+                f"{files[0].name} beside it is {height} x {width} (height x width); draw both on "
+                "the picture itself"
+            )
+        whole |= marked
     return whole
 
 
-def _marked(path: Path, picture_size: tuple[int, int] | None) -> NDArray[np.bool_]:
+def _marked(path: Path) -> NDArray[np.bool_]:
     """What one file marks."""
     mask = _decode(path)
-    if picture_size is not None and (mask.height, mask.width) != tuple(picture_size):
-        raise ImageError(
-            f"the mask {path} is {mask.height} x {mask.width} pixels but its picture is "
-            f"{picture_size[0]} x {picture_size[1]} (height x width); draw it on the picture itself"
-        )
     # "L" clips 16-bit and floating-point values in ways of its own
     deep = mask.mode == "F" or mask.mode.startswith("I")
     grey = mask if deep or mask.mode == "L" else _converted(mask, "L", path)

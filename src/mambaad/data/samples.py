@@ -11,6 +11,12 @@ from mambaad.errors import DatasetError
 
 Split = Literal["train", "test"]
 
+RESERVED_NAMES = {
+    "mean": "the mean of all categories",
+    "pooled": "the pixels of all categories together",
+}
+"""What results call their own rows beside those of categories, and what is in them."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -87,3 +93,8 @@ class Dataset:
             s for s in self.samples if s.category in wanted and (split is None or s.split == split)
         )
         return Dataset(self.root, self.layout, kept, self.notes)
+
+
+def path_inside(path: Path, root: Path) -> str:
+    """A file by its path inside a data set's root, with ``/``; a list may name files elsewhere."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()

@@ -52,17 +52,15 @@ class _Product:
     build: Builder
     defects: dict[str, SurfaceDefect | None]
     """None: the builder makes the defect itself, because it is one of structure."""
-    relief: float
-    """How strongly the light shows slopes."""
 
 
 _PRODUCTS = {
-    "biscuit": _Product(biscuit, BISCUIT_DEFECTS, 1.0),
-    "blister": _Product(blister, BLISTER_DEFECTS, 1.0),
-    "board": _Product(board, BOARD_DEFECTS, 1.0),
-    "fabric": _Product(fabric, FABRIC_DEFECTS, 1.0),
-    "metal": _Product(metal, METAL_DEFECTS, 1.0),
-    "wood": _Product(wood, WOOD_DEFECTS, 1.0),
+    "biscuit": _Product(biscuit, BISCUIT_DEFECTS),
+    "blister": _Product(blister, BLISTER_DEFECTS),
+    "board": _Product(board, BOARD_DEFECTS),
+    "fabric": _Product(fabric, FABRIC_DEFECTS),
+    "metal": _Product(metal, METAL_DEFECTS),
+    "wood": _Product(wood, WOOD_DEFECTS),
 }
 
 CATEGORIES: tuple[str, ...] = tuple(sorted(_PRODUCTS))
@@ -127,7 +125,7 @@ def render(
 
     key = [seed, zlib.crc32(category.encode()), int(split == "test"), number]
     n = size * (4 if size < 128 else 2)
-    camera = Camera.draw(np.random.default_rng([*key, 1]), product.relief)
+    camera = Camera.draw(np.random.default_rng([*key, 1]))
     surface = product.build(n, np.random.default_rng([*key, 0]), None)
     exposed = camera.expose(surface, size)
     grain = camera.grain(np.random.default_rng([*key, 2]), exposed)

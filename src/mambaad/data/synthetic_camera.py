@@ -37,14 +37,14 @@ class Camera:
     """Standard deviation of the sensor's noise at mid grey, in [0, 1] display values."""
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, relief: float) -> Camera:
+    def draw(cls, rng: np.random.Generator) -> Camera:
         """A camera with the usual spread between two pictures of one line."""
         angle = np.deg2rad(225 + rng.normal(0, 6))
         exposure = 1 + rng.normal(0, 0.03)
         across, down = rng.normal(0, 0.05, 2)
         balance = 1 + rng.normal(0, 0.004, 3)
         return cls(
-            direction=(float(relief * np.cos(angle)), float(relief * np.sin(angle))),
+            direction=(float(np.cos(angle)), float(np.sin(angle))),
             light=(float(exposure), float(across), float(down), float(rng.uniform(0.05, 0.16))),
             white=(float(balance[0]), float(balance[1]), float(balance[2])),
             blur=float(rng.uniform(0.45, 0.75)),

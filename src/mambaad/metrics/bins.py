@@ -24,7 +24,6 @@ pixels of anomalous pictures, those of normal pictures, pixels of regions, the s
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +52,7 @@ from mambaad.metrics.bins_kernels import (
 )
 from mambaad.metrics.pimo import picture_weights
 from mambaad.metrics.regions import region_weights
-from mambaad.threads import numba_threads
+from mambaad.threads import NUMBA_LOCK, numba_threads
 
 SHARE = 1e-5
 """Largest share of the normal pixels in a bin."""
@@ -70,8 +69,6 @@ of one category need a quarter of it."""
 
 _UNIT = 2.0**40
 _MOST_THREADS = 8  # each has counters of its own
-
-_lock = threading.Lock()  # numba's simplest threading layer must not be entered twice at once
 
 Counts = NDArray[np.int64]
 _Pixels = tuple[NDArray[np.int32], BoolArray, BoolArray]  # bits, masks: (N, H W); normal: (N,)
@@ -113,7 +110,7 @@ class ScoreBins:
         pixels: _Pixels = (flat, flat_masks, normal)
         child, counts = self._child[: self.slots], self._counts[: self.slots]
         by_thread = self._scratch()
-        with _lock:
+        with NUMBA_LOCK:
             count_kernel(*pixels, child, by_thread)
             sizes = by_thread.sum(axis=1)
             collect_kernel(by_thread, counts)
@@ -283,6 +280,6 @@ def _gather(pixels: _Pixels, child: NDArray[np.int32], flagged: BoolArray, ends:
     keys = np.empty(ends[-1], np.uint32)
     kinds = np.empty(ends[-1], np.uint8)
     starts = np.concatenate(([0], ends[:-1]))
-    with _lock:
+    with NUMBA_LOCK:
         gather_kernel(*pixels, child, flagged, starts, keys, kinds)
     return _Listed(keys, kinds, np.zeros((0, 2), np.int64))

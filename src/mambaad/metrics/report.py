@@ -30,7 +30,7 @@ from mambaad.metrics.arrays import (
     as_scores,
 )
 from mambaad.metrics.regions import area_under_pro, check_limit, sort_pixels
-from mambaad.metrics.summary import Exactness, PixelSummary
+from mambaad.metrics.summary import STRICT_LIMIT, Exactness, PixelSummary, completed
 
 Protocol: TypeAlias = Literal["exact", "ader"]
 Masks: TypeAlias = ArrayLike | Sequence[ArrayLike | None] | None
@@ -40,6 +40,9 @@ PIXEL_METRICS = ("pixel_AUROC", "pixel_AP", "pixel_F1max", "pixel_AUPRO")
 METRICS = (*IMAGE_METRICS, *PIXEL_METRICS)
 """The seven metrics of mAD, in the order of the paper's tables."""
 
+SORTED_METRICS = (*PIXEL_METRICS, "pixel_IoUmax", "pixel_AUPRO05")
+"""What one sorting of all pixels gives."""
+
 FIELDS = (*METRICS, "mAD")
 """Every number of a report, mAD last."""
 
@@ -47,7 +50,7 @@ Outcome: TypeAlias = float | str
 """A metric's value, or why it has none."""
 
 PixelMetrics: TypeAlias = Callable[[FloatArray, BoolArray, Protocol, float], Mapping[str, Outcome]]
-"""Computes ``PIXEL_METRICS`` from checked maps and masks, both (N, H, W), protocol and limit."""
+"""Computes ``SORTED_METRICS`` from checked maps and masks, both (N, H, W), protocol and limit."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +103,20 @@ class Report:
 def pixel_metrics(
     maps: FloatArray, masks: BoolArray, protocol: Protocol, limit: float
 ) -> Mapping[str, Outcome]:
-    """``PIXEL_METRICS`` with numpy.
+    """``SORTED_METRICS`` with numpy.
 
     Args:
         maps: (N, H, W), finite.
         masks: (N, H, W).
-        protocol: ``exact`` or ``ader``.
+        protocol: ``exact``, or ``ader``, which has an F1-max and an AUPRO of its own.
         limit: Largest false positive rate of AUPRO, in (0, 1].
     """
     pixels = sort_pixels(maps, masks)
     try:
         counts = pixels.crossings()
     except UndefinedMetricError as error:
-        return dict.fromkeys(PIXEL_METRICS, str(error))
+        return dict.fromkeys(SORTED_METRICS, str(error))
+    f1, found = ranking.f1_max_of(counts), pixels.found_from(counts)
     outcomes: dict[str, Outcome] = {
         "pixel_AUROC": ranking.auroc_of(counts),
         "pixel_AP": ranking.average_precision_of(counts),
@@ -121,8 +125,10 @@ def pixel_metrics(
         outcomes["pixel_F1max"] = outcome(lambda: ader_f1_max(pixels))
         outcomes["pixel_AUPRO"] = outcome(lambda: ader_aupro(pixels, limit))
     else:
-        outcomes["pixel_F1max"] = ranking.f1_max_of(counts)
-        outcomes["pixel_AUPRO"] = area_under_pro(counts, pixels.found_from(counts), limit)
+        outcomes["pixel_F1max"] = f1
+        outcomes["pixel_AUPRO"] = area_under_pro(counts, found, limit)
+    outcomes["pixel_IoUmax"] = f1 / (2 - f1)
+    outcomes["pixel_AUPRO05"] = area_under_pro(counts, found, STRICT_LIMIT)
     return outcomes
 
 
@@ -169,6 +175,55 @@ def score(
         ValueError: If a shape or type disagrees, a map or score is not finite (the picture is
             named), or ``protocol`` or ``pro_limit`` is not one of the above.
     """
+    return _score(maps, masks, labels, protocol, scores, pro_limit, pixels)[0]
+
+
+def score_with_summary(
+    maps: ArrayLike,
+    masks: Masks,
+    labels: ArrayLike | None = None,
+    *,
+    protocol: Protocol = "exact",
+    scores: ArrayLike | None = None,
+    pro_limit: float = 0.3,
+    pixels: PixelMetrics = pixel_metrics,
+    threshold: float | None = None,
+) -> tuple[Report, PixelSummary | None]:
+    """``score``, and all pixel metrics, of which those in the report are the same numbers.
+
+    What is not in the report is defined alike under both protocols.
+
+    Args:
+        maps: As for ``score``, like all that follow.
+        masks: The summary is None where they leave the pixel metrics undefined.
+        labels: (N,).
+        protocol: ``exact`` or ``ader``.
+        scores: (N,).
+        pro_limit: In (0, 1].
+        pixels: What computes the pixel metrics.
+        threshold: That of ``pixel_SegF1``; a pixel above it is called anomalous.
+
+    Raises:
+        ValueError: As ``score``.
+    """
+    report, outcomes, values, truth = _score(
+        maps, masks, labels, protocol, scores, pro_limit, pixels
+    )
+    if isinstance(truth, str):
+        return report, None
+    return report, completed(outcomes, values, truth, pro_limit=pro_limit, threshold=threshold)
+
+
+def _score(
+    maps: ArrayLike,
+    masks: Masks,
+    labels: ArrayLike | None,
+    protocol: Protocol,
+    scores: ArrayLike | None,
+    pro_limit: float,
+    pixels: PixelMetrics,
+) -> tuple[Report, Mapping[str, Outcome], FloatArray, BoolArray | str]:
+    """The report, and what it was made of: outcomes, maps and masks, or why there are none."""
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol must be one of {list(get_args(Protocol))}, got {protocol!r}")
     check_limit(pro_limit)
@@ -177,21 +232,19 @@ def score(
     image_scores = values.max(axis=(1, 2)) if scores is None else as_scores(scores, count)
     truth = _read_masks(masks, values.shape)
     anomalous = _read_labels(labels, truth, count, protocol)
-    outcomes = {
-        **_image_outcomes(image_scores, anomalous),
-        **(
-            dict.fromkeys(PIXEL_METRICS, truth)
-            if isinstance(truth, str)
-            else pixels(values, truth, protocol, pro_limit)
-        ),
-    }
-    return _report(
-        outcomes,
+    found: Mapping[str, Outcome] = (
+        dict.fromkeys(SORTED_METRICS, truth)
+        if isinstance(truth, str)
+        else pixels(values, truth, protocol, pro_limit)
+    )
+    report = _report(
+        {**_image_outcomes(image_scores, anomalous), **{n: found[n] for n in PIXEL_METRICS}},
         protocol=protocol,
         pro_limit=pro_limit,
         images=count,
         anomalous_images=None if isinstance(anomalous, str) else int(anomalous.sum()),
     )
+    return report, found, values, truth
 
 
 def report_of(
@@ -247,16 +300,9 @@ def mean_report(reports: Mapping[str, Report]) -> Report:
     means: dict[str, float] = {}
     reasons: dict[str, str] = {}
     for name in FIELDS:
-        defined = {c: v for c, r in reports.items() if not math.isnan(v := getattr(r, name))}
-        means[name] = math.fsum(defined.values()) / len(defined) if defined else math.nan
-        left_out = [category for category in reports if category not in defined]
-        if not defined:
-            reasons[name] = f"undefined in all categories ({len(reports)})"
-        elif left_out:
-            reasons[name] = (
-                f"mean of {len(defined)} of {len(reports)} categories; "
-                f"undefined in {', '.join(left_out)}"
-            )
+        means[name], reason = mean_of({c: getattr(r, name) for c, r in reports.items()})
+        if reason:
+            reasons[name] = reason
     anomalous = [r.anomalous_images for r in reports.values()]
     known = [n for n in anomalous if n is not None]
     return Report(
@@ -268,6 +314,25 @@ def mean_report(reports: Mapping[str, Report]) -> Report:
         reasons=reasons,
         method=" and ".join(sorted({r.method for r in reports.values()})),
     )
+
+
+def mean_of(values: Mapping[str, float]) -> tuple[float, str]:
+    """The mean over the categories that define a metric.
+
+    Args:
+        values: By category, at least one; NaN where undefined.
+
+    Returns:
+        The mean, NaN if none defines it; and which are left out, empty if none is.
+    """
+    defined = [value for value in values.values() if not math.isnan(value)]
+    if not defined:
+        return math.nan, f"undefined in all categories ({len(values)})"
+    left_out = [category for category, value in values.items() if math.isnan(value)]
+    reason = (
+        f"mean of {len(defined)} of {len(values)} categories; undefined in {', '.join(left_out)}"
+    )
+    return math.fsum(defined) / len(defined), reason if left_out else ""
 
 
 def _read_masks(masks: Masks, shape: tuple[int, ...]) -> BoolArray | str:

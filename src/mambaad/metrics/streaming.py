@@ -39,6 +39,7 @@ class PixelBins:
         """
         self._threshold = threshold
         self._above = np.zeros(2, np.int64)  # true and false ones
+        self._undecided = 0  # pixels that came without a threshold
         self._bins = ScoreBins()
         self._maps = np.empty((0, 0, 0), np.float32)
         self._masks = np.empty((0, 0, 0), np.bool_)
@@ -63,6 +64,8 @@ class PixelBins:
         if self._threshold is not None:
             found = segment(values, truth, self._threshold)
             self._above += (found.true, found.false)
+        else:
+            self._undecided += values.size
         step = max(1, CHUNK // values[0].size)
         if len(values) >= step:
             self._flush()
@@ -76,6 +79,9 @@ class PixelBins:
     def merge(self, other: PixelBins) -> None:
         """Add what another one has counted, which keeps its own.
 
+        One without a threshold keeps, of each other one, the pixels that were above its threshold,
+        so that it has a ``pixel_SegF1`` if all it has counted came so.
+
         Raises:
             ValueError: If this one has a threshold, and the other one not the same.
         """
@@ -87,6 +93,7 @@ class PixelBins:
         other._flush()
         self._bins.merge(other._bins)
         self._above += other._above
+        self._undecided += other._undecided
 
     def totals(self) -> NDArray[np.int64]:
         """(5,), what has been counted so far: see the channels of ``bins``."""
@@ -97,7 +104,11 @@ class PixelBins:
         """Everything as arrays, to be sent to another process or kept in a file."""
         self._flush()
         threshold = np.nan if self._threshold is None else self._threshold
-        own = {"above": self._above.copy(), "threshold": np.array(threshold)}
+        own = {
+            "above": self._above.copy(),
+            "undecided": np.array(self._undecided),
+            "threshold": np.array(threshold),
+        }
         return {**self._bins.to_arrays(), **own}
 
     @classmethod
@@ -106,6 +117,7 @@ class PixelBins:
         threshold = float(arrays["threshold"])
         bins = cls(threshold=None if np.isnan(threshold) else threshold)
         bins._above = np.array(arrays["above"])
+        bins._undecided = int(arrays["undecided"])
         bins._bins = ScoreBins.from_arrays(arrays)
         return bins
 
@@ -122,7 +134,7 @@ class PixelBins:
         totals = self.totals()
         pixels, positives = int(totals[:3].sum()), int(totals[2])
         found = None
-        if self._threshold is not None:
+        if self._threshold is not None or (pixels and not self._undecided):
             found = Segmented(self._threshold, int(self._above[0]), int(self._above[1]))
         curves: Curves | str
         precision = None

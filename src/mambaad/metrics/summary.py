@@ -7,7 +7,8 @@ Beside those of the report (``ranking``, ``regions``):
     SegF1       F1 of the pixels above one given threshold, all pictures together
     AUPIMO      see ``pimo``
 
-``summarise`` is exact and holds all pixels at once; ``streaming`` makes the same from bins.
+``summarise`` is exact and holds all pixels at once, and so is ``completed``, which begins with what
+was computed for the report; ``streaming`` makes the same from bins.
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mambaad.metrics.arrays import UndefinedMetricError, as_maps, as_masks, count_at
-from mambaad.metrics.pimo import area_under_pimo, picture_weights
+from mambaad.metrics.arrays import (
+    BoolArray,
+    FloatArray,
+    UndefinedMetricError,
+    as_maps,
+    as_masks,
+    count_at,
+)
+from mambaad.metrics.pimo import NO_NORMALS, area_under_pimo, aupimo, picture_weights
 from mambaad.metrics.ranking import Crossings, auroc_of, average_precision_of, f1_max_of
 from mambaad.metrics.regions import area_under_pro, check_limit, sort_pixels
 
@@ -39,8 +47,13 @@ SUMMARY_FIELDS = (
 )
 """The metrics of a summary."""
 
+MORE_PIXEL_METRICS = SUMMARY_FIELDS[4:]
+"""Those that are not in a report."""
+
 STRICT_LIMIT = 0.05
 """The false positive rate that ``pixel_AUPRO05`` goes up to."""
+
+_NO_THRESHOLD = "no threshold"
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class PixelSummary:
     """The false positive rate that ``pixel_AUPRO`` goes up to."""
 
     threshold: float | None
-    """That of ``pixel_SegF1``."""
+    """That of ``pixel_SegF1``; None if there is none, or categories of several are together."""
 
     pixels: int
     """How many there were."""
@@ -107,9 +120,11 @@ class Curves:
 
 @dataclass(frozen=True)
 class Segmented:
-    """Pixels above one threshold."""
+    """Pixels above one threshold, or above that of their category each."""
 
-    threshold: float
+    threshold: float | None
+    """None if they are several."""
+
     true: int
     false: int
 
@@ -150,7 +165,7 @@ def summary_of(
         for name, limit in (("pixel_AUPRO", pro_limit), ("pixel_AUPRO05", STRICT_LIMIT)):
             values[name] = area_under_pro(curves.counts, curves.found, limit)
         if segmented is None:
-            reasons["pixel_SegF1"] = "no threshold"
+            reasons["pixel_SegF1"] = _NO_THRESHOLD
         else:
             values["pixel_SegF1"] = segmented.f1(curves.counts.positives)
         if curves.normals:
@@ -158,7 +173,7 @@ def summary_of(
                 curves.normals_above, curves.normals_from, curves.recall, curves.normals
             )
         else:
-            reasons["pixel_AUPIMO"] = "no normal pictures"
+            reasons["pixel_AUPIMO"] = NO_NORMALS
     return PixelSummary(
         **values,
         method=method,
@@ -208,6 +223,49 @@ def summarise(
             counts, pixels.found_from(counts), recall / recall[-1], normal.size, above, at
         )
     return summary_of(curves, segmented, pixels=values.size, pro_limit=pro_limit, method="exact")
+
+
+def completed(
+    outcomes: Mapping[str, float | str],
+    maps: FloatArray,
+    masks: BoolArray,
+    *,
+    pro_limit: float,
+    threshold: float | None = None,
+) -> PixelSummary:
+    """Add what needs no sorting to metrics that were computed exactly.
+
+    Args:
+        outcomes: Those of ``SUMMARY_FIELDS`` but ``pixel_SegF1`` and ``pixel_AUPIMO``, or why there
+            is none. Under the protocol ``ader`` two of them are its own.
+        maps: (N, H, W), finite.
+        masks: (N, H, W).
+        pro_limit: The limit of the ``pixel_AUPRO`` that is there.
+        threshold: That of ``pixel_SegF1``; a pixel above it is called anomalous.
+    """
+    found = dict(outcomes)
+    positives = int(np.count_nonzero(masks))
+    if positives in (0, masks.size):
+        # as for the others, which say which class there is
+        found |= dict.fromkeys(("pixel_SegF1", "pixel_AUPIMO"), found["pixel_AUROC"])
+    else:
+        found["pixel_SegF1"] = (
+            _NO_THRESHOLD if threshold is None else segment(maps, masks, threshold).f1(positives)
+        )
+        try:
+            found["pixel_AUPIMO"] = aupimo(maps, masks)
+        except UndefinedMetricError as error:
+            found["pixel_AUPIMO"] = str(error)
+    reasons = {name: why for name in SUMMARY_FIELDS if isinstance(why := found[name], str)}
+    values = {name: math.nan if name in reasons else float(found[name]) for name in SUMMARY_FIELDS}
+    return PixelSummary(
+        **values,
+        method="exact",
+        pro_limit=pro_limit,
+        threshold=threshold,
+        pixels=maps.size,
+        reasons=reasons,
+    )
 
 
 def segment(

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
-from mambaad.errors import ConfigError, WeightsError
+from mambaad.errors import ConfigError, WeightsError, memory_note
 from mambaad.model.builtin import BuiltinNetwork, is_shipped, load_builtin
 from mambaad.model.tokens import build_tokens, has_one_stride
 from mambaad.settings_table import did_you_mean
@@ -316,17 +316,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # torch's own text proposes to read the file with less care
+        if memory_note(error) is not None:
+            raise
+        unlike = "it is neither a .safetensors nor a torch file of weights, or it is damaged"
+        cause = (error.strerror or error) if isinstance(error, OSError) else unlike
         raise WeightsError(f"cannot read weights from {path}: {cause}") from error
     for key in ("state_dict", "model", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(v, Tensor)}
-        if isinstance(content, dict)
-        else {}
-    )
+    given = content if isinstance(content, dict) else {}
+    tensors = {k: v for k, v in given.items() if isinstance(v, Tensor)}
     if not tensors:
         raise WeightsError(f"{path} holds no tensors by name")
     return tensors

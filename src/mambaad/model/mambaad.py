@@ -6,7 +6,7 @@ fails on a new picture, measured by the cosine distance of the two, something is
     loss = weight · Σ_scales mean (student - teacher)²
     map  = smooth( 1/9 Σ_scales resize(1 - cos(student, teacher)) )       score = max map
 
-Other losses are in ``mambaad.model.losses``, other scores in ``mambaad.inference``.
+Other losses are in ``mambaad.model.losses``, other scores in ``mambaad.scores``.
 
 The factor 1/9, the bilinear resize with aligned corners and the Gaussian (deviation 4 pixels) are
 the published code's. Source: He et al., MambaAD, arXiv 2404.06564, sections 3.1 and 4.1.
@@ -135,8 +135,8 @@ class MambaAD(nn.Module):
         return torch.stack(list(self.loss_parts(images).values())).sum()
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
-        """How unusual each pixel is: float32, (B, H, W), at least 0 and at most 2/3 (2/9 of the
-        sum of ``map_weights``)."""
+        """How unusual each pixel is: float32, (B, H, W), from 0 to 2/3 (2/9 of the sum of
+        ``map_weights``) up to rounding."""
         teacher, student = self(images)
         size = images.shape[2], images.shape[3]
         return self.compare(teacher, student, size)

@@ -10,7 +10,6 @@ installation compiles for some seconds; numba keeps the result on disk.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numba
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mambaad.scan.cpu_kernels import BLOCK, CHUNK, LOG2E, backward_kernel, forward_kernel
-from mambaad.threads import numba_threads
+from mambaad.threads import NUMBA_LOCK, numba_threads
 
 __all__ = ["BLOCK", "CHUNK", "backward", "forward"]
 
@@ -31,8 +30,6 @@ BACKWARD_TASKS = 4
 """The same for the backward pass, which keeps more memory for each group."""
 
 Array = NDArray[np.float32]
-
-_lock = threading.Lock()  # numba's simplest threading layer must not be entered twice at once
 
 
 def forward(
@@ -109,7 +106,7 @@ def backward(
 
 def _run(kernel: Any, *arguments: Any) -> None:
     """Call a kernel with as many threads as torch uses."""
-    with _lock:
+    with NUMBA_LOCK:
         numba.set_num_threads(min(torch.get_num_threads(), numba_threads()))
         kernel(*arguments)
 

@@ -27,6 +27,7 @@ from mambaad.data.layouts.base import TEST_EVERY, Layout, Reader
 from mambaad.data.layouts.bmad import BMAD, read_bmad
 from mambaad.data.layouts.folder import FOLDER, read_folder
 from mambaad.data.layouts.keys import KEYS, read_keys
+from mambaad.data.layouts.listed import parsed_once
 from mambaad.data.layouts.meta import COCO_AD, META_JSON, read_meta
 from mambaad.data.layouts.mvtec import MVTEC, read_mvtec
 from mambaad.data.layouts.mvtec_family import (
@@ -48,7 +49,7 @@ from mambaad.data.layouts.tree import (
     what_is_in,
 )
 from mambaad.data.layouts.visa import VISA, read_visa
-from mambaad.data.samples import Dataset
+from mambaad.data.samples import RESERVED_NAMES, Dataset, Sample
 from mambaad.errors import ConfigError, DatasetError
 
 __all__ = [
@@ -123,21 +124,36 @@ def read_dataset(root: Path | str, layout: str = "auto", categories: Sequence[st
 
     Raises:
         ConfigError: If there is no such layout.
-        DatasetError: If the folder is not laid out so, or lacks a named category.
+        DatasetError: If the folder is not laid out so, lacks a named category, or a category has
+            one of ``RESERVED_NAMES``.
     """
     if layout != "auto" and layout not in LAYOUTS:
         raise ConfigError(f"layout must be one of {['auto', *LAYOUTS]}, got {layout!r}")
     root = Path(root).expanduser()
-    found = _detect(root, layout)
-    known = sorted(LAYOUTS[found].find(root))
+    with parsed_once():
+        found = _detect(root, layout)
+        samples = _samples(root, LAYOUTS[found], categories)
+        notes = LAYOUTS[found].notes(root)
+    return Dataset(root.parent if root.is_file() else root, found, tuple(samples), tuple(notes))
+
+
+def _samples(root: Path, layout: Layout, categories: Sequence[str]) -> list[Sample]:
+    """The pictures of the named categories, or of all."""
+    known = sorted(layout.find(root))
     unknown = sorted(set(categories) - set(known))
     if unknown:
         raise DatasetError(f"no category {unknown} in {root}; it has {known}")
-    samples = LAYOUTS[found].read(root, categories)
-    folder = root.parent if root.is_file() else root
+    for name in categories or known:
+        if name in RESERVED_NAMES:
+            raise DatasetError(
+                f"{root} has a category named {name!r}, which results call "
+                f"{RESERVED_NAMES[name]}: rename its folder, or give it another category name"
+            )
+    samples = layout.read(root, categories)
     if not samples:
+        folder = root.parent if root.is_file() else root
         raise DatasetError(f"no pictures in {root}: {what_is_in(folder)}; {EXPECTED}")
-    return Dataset(folder, found, tuple(samples), tuple(LAYOUTS[found].notes(root)))
+    return samples
 
 
 def _detect(root: Path, layout: str) -> str:

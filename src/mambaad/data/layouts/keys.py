@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaad.data.layouts.base import Layout, chosen, in_order, name_of, split_good
+from mambaad.data.layouts.listed import once
 from mambaad.data.layouts.tree import defect_samples, good_samples, pictures_in
 from mambaad.data.samples import Sample
 from mambaad.errors import DatasetError
@@ -80,6 +81,7 @@ def read_keys(root: Path, categories: Sequence[str] = ()) -> list[Sample]:
     return in_order(samples)
 
 
+@once
 def _tables(source: Path) -> dict[str, dict[str, Any]]:
     """The keys of each category."""
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mambaad.data.layouts.base import in_order
 from mambaad.data.samples import Sample
@@ -17,12 +19,45 @@ from mambaad.errors import DatasetError
 UNNAMED_DEFECT = "defective"
 """Name of a defect of which a list says only that there is one."""
 
+T = TypeVar("T")
+_PARSED: ContextVar[dict[Any, Any] | None] = ContextVar("parsed lists", default=None)
+
 
 class Row(dict[str, str]):
     """A row of a CSV file, its cells by column."""
 
     line = 0
     """Of the file, where the row ends; the header is line 1."""
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Inside of it, what :func:`once` decorates parses a list once; nothing is kept afterwards."""
+    token = _PARSED.set({})
+    try:
+        yield
+    finally:
+        _PARSED.reset(token)
+
+
+def once(parse: Callable[[Path], T]) -> Callable[[Path], T]:
+    """Parse a list once within :func:`parsed_once`, and at every call outside of it.
+
+    A reader's ``find``, ``read`` and ``notes`` all need the list. They must not change what they
+    are given.
+    """
+
+    @wraps(parse)
+    def parse_or_recall(source: Path) -> T:
+        parsed = _PARSED.get()
+        if parsed is None:
+            return parse(source)
+        if (parse, source) not in parsed:
+            parsed[parse, source] = parse(source)
+        found: T = parsed[parse, source]
+        return found
+
+    return parse_or_recall
 
 
 def checked(samples: Sequence[Sample], source: Path) -> list[Sample]:

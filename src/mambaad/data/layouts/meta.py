@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mambaad.data.layouts.base import Layout
-from mambaad.data.layouts.listed import UNNAMED_DEFECT, checked, field, read_json, records
+from mambaad.data.layouts.listed import UNNAMED_DEFECT, checked, field, once, read_json, records
 from mambaad.data.samples import Sample, Split
 from mambaad.errors import DatasetError
 
@@ -42,10 +42,11 @@ def read_meta(root: Path, categories: Sequence[str] = (), *, name: str = META) -
         DatasetError: If the list cannot be read, or names files that are not there.
     """
     source = _source(root, name)
+    parts = _parts(source)
     samples = [
         _sample(record, category, split, source)
         for part, split in SPLITS.items()
-        for category, found in _parts(source)[part].items()
+        for category, found in parts[part].items()
         if not categories or category in categories
         for record in found
     ]
@@ -77,6 +78,7 @@ def _sample(record: Any, category: str, split: Split, source: Path) -> Sample:
     )
 
 
+@once
 def _parts(source: Path) -> dict[str, dict[str, list[Any]]]:
     content, parts = read_json(source), {}
     for name in SPLITS:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mambaad.data.layouts.base import Layout, name_of, split_good
-from mambaad.data.layouts.listed import UNNAMED_DEFECT, Row, checked, read_table
+from mambaad.data.layouts.listed import UNNAMED_DEFECT, Row, checked, once, read_table
 from mambaad.data.samples import Sample, Split
 from mambaad.errors import DatasetError
 
@@ -33,7 +33,7 @@ def read_csv(root: Path, categories: Sequence[str] = ()) -> list[Sample]:
         DatasetError: If the list cannot be read, or names files that are not there.
     """
     source = _source(root)
-    rows = [(_category(row, source), row) for row in read_table(source, NEEDED)]
+    rows = [(_category(row, source), row) for row in _rows(source)]
     named = [(c, row) for c, row in rows if not categories or c in categories]
     samples = [_sample(category, row, source) for category, row in named]
     if any("split" not in row for _, row in named):
@@ -93,11 +93,16 @@ def _source(root: Path) -> Path:
     return root if root.is_file() else root / TABLE
 
 
+@once
+def _rows(source: Path) -> list[Row]:
+    return read_table(source, NEEDED)
+
+
 def _find(root: Path) -> dict[str, Path]:
     source = _source(root)
     if not source.is_file():
         return {}
-    return {_category(row, source): source.parent for row in read_table(source, NEEDED)}
+    return {_category(row, source): source.parent for row in _rows(source)}
 
 
 CSV = Layout(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mambaad.data.layouts.base import Layout
-from mambaad.data.layouts.listed import UNNAMED_DEFECT, checked, read_table
+from mambaad.data.layouts.listed import UNNAMED_DEFECT, Row, checked, once, read_table
 from mambaad.data.samples import Sample
 from mambaad.errors import DatasetError
 
@@ -33,7 +33,7 @@ def read_visa(root: Path, categories: Sequence[str] = ()) -> list[Sample]:
         DatasetError: If the list cannot be read, or names files that are not there.
     """
     known, samples = _find(root), []
-    for row in read_table(root / SPLIT, COLUMNS):
+    for row in _rows(root / SPLIT):
         category, split, label = row["object"], row["split"], row["label"]
         if category not in known or (categories and category not in categories):
             continue
@@ -54,15 +54,20 @@ def read_visa(root: Path, categories: Sequence[str] = ()) -> list[Sample]:
     return checked(samples, root / SPLIT)
 
 
+@once
+def _rows(source: Path) -> list[Row]:
+    return read_table(source, COLUMNS)
+
+
 def _find(root: Path) -> dict[str, Path]:
     if not (root / SPLIT).is_file():
         return {}
-    names = sorted({row["object"] for row in read_table(root / SPLIT, COLUMNS)})
+    names = sorted({row["object"] for row in _rows(root / SPLIT)})
     return {name: root / name for name in names if (root / name).is_dir()}
 
 
 def _notes(root: Path) -> list[str]:
-    names = {row["object"] for row in read_table(root / SPLIT, COLUMNS)}
+    names = {row["object"] for row in _rows(root / SPLIT)}
     absent = sorted(names - set(_find(root)))
     return [f"{SPLIT.as_posix()} also lists {absent}, which are not there"] if absent else []
 
