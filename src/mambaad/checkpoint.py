@@ -179,6 +179,12 @@ def load_provenance(run: Path) -> dict[str, Any]:
             f"cannot read {path}: it must hold an object of names and values, got "
             f"{type(values).__name__}; mend or remove it"
         )
+    names = values.get("categories", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"cannot read {path}: categories must be a list of names, got {names!r}; "
+            "mend or remove it"
+        )
     return values
 
 

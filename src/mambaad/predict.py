@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mambaad.calibrate import Calibration, load_calibration, precision_note
-from mambaad.checkpoint import PROVENANCE, load_model, load_provenance
+from mambaad.checkpoint import load_model, load_provenance
 from mambaad.config import Config
 from mambaad.data import list_pictures
 from mambaad.data.cache import worker_count
 from mambaad.data.images import PICTURE_SUFFIXES, left_out_note
 from mambaad.data.layouts import MASK_NAMES
 from mambaad.devices import pick_device
-from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from mambaad.errors import ConfigError, DatasetError, ImageError
 from mambaad.files import replacing
 from mambaad.heatmap import overlay, scale_top
 from mambaad.inference import Scorer, batch_size_for, scoring_precision
@@ -117,9 +117,9 @@ class Detector:
             ConfigError: If the device or the precision cannot be used.
         """
         config, model = load_model(Path(run))
-        known, products = load_calibration(Path(run)), _products(Path(run), config)
-        target = pick_device(device)
-        return cls(config, model, known, target, precision=precision, products=products)
+        known, target = load_calibration(Path(run)), pick_device(device)
+        learned = load_provenance(Path(run)).get("categories") or config.data.categories
+        return cls(config, model, known, target, precision=precision, products=learned)
 
     @property
     def scale_top(self) -> float:
@@ -242,21 +242,6 @@ class Detector:
         named = {*known, *self.products}
         nearest = next((f for f in reversed(path.absolute().parts[:-1]) if f in named), None)
         return nearest if nearest in known else None
-
-
-def _products(run: Path, config: Config) -> Sequence[str]:
-    """The products that a run has learned, by its record or its settings; empty if they say none.
-
-    Raises:
-        CheckpointError: If the record is damaged.
-    """
-    names = load_provenance(run).get("categories", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(
-            f"cannot read {run / PROVENANCE}: categories must be a list of names, got {names!r}; "
-            "mend or remove it"
-        )
-    return names or config.data.categories
 
 
 def find_pictures(paths: Sequence[Path], leave_out: Path | None = None) -> list[tuple[Path, Path]]:

@@ -20,13 +20,13 @@ from mambaad.calibrate import (
     thresholds_for,
     with_kept,
 )
-from mambaad.checkpoint import PROVENANCE, load_config, load_model, load_provenance, provenance
+from mambaad.checkpoint import load_config, load_model, load_provenance, provenance
 from mambaad.checks import check_choice, check_range
 from mambaad.config import Config
 from mambaad.data import Dataset, PictureStore, Sample, fingerprint, read_dataset
 from mambaad.data.cache import Progress
 from mambaad.devices import pick_device
-from mambaad.errors import CheckpointError, ConfigError, DatasetError
+from mambaad.errors import ConfigError, DatasetError
 from mambaad.evaluate import Evaluation, MetricsChoice, evaluate
 from mambaad.files import make_folder
 from mambaad.inference import score_pictures, scoring_precision
@@ -123,7 +123,11 @@ def _save(
 def _tell_untested(run: Path, dataset: Dataset) -> None:
     """A line is logged if the run knows products that its own data set has no test pictures of."""
     calibration = load_calibration(run)
-    known = _record(run).get("categories", ()) if calibration is None else calibration.categories
+    known = (
+        load_provenance(run).get("categories", ())
+        if calibration is None
+        else calibration.categories
+    )
     tested = dataset.select(split="test").categories
     untested = sorted(set(known) - set(tested))
     if tested and untested:
@@ -187,7 +191,7 @@ def calibrate_run(
     samples = read_dataset(data, layout).select(split="train").samples
     if not samples:
         raise DatasetError(f"no good pictures in {data} to set thresholds on")
-    record = _record(run)
+    record = load_provenance(run)
     products = record.get("categories") or list(config.data.categories)
     names = _products_of(samples, f"{data}", run, products, category)
     kept = kept_beside(load_calibration(run), set(names), used, products)
@@ -207,18 +211,6 @@ def calibrate_run(
     calibration = with_kept(found, kept)
     save_calibration(run, calibration)
     return calibration
-
-
-def _record(run: Path) -> dict[str, Any]:
-    """What the run's record says; empty for a run without one."""
-    values = load_provenance(run)
-    names = values.get("categories", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(
-            f"cannot read {run / PROVENANCE}: categories must be a list of names, got {names!r}; "
-            "mend or remove it"
-        )
-    return values
 
 
 def _products_of(
