@@ -171,6 +171,7 @@ def test_predict_writes_over_no_file_of_ones_own(
     assert not (tmp_path / "predictions.csv").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("done", [0, 2])
 def test_ctrl_c_ends_predict_with_a_word(
     tiny_run: Path,

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,7 @@ from mambaad import parallel
 from mambaad.errors import ConfigError, TrainingError
 from mambaad.parallel import Processes, in_turn, side_by_side, visible_gpus
 
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """In the background a shell starts programs with SIGINT ignored, and children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 
 @pytest.fixture
