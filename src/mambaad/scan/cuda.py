@@ -100,20 +100,18 @@ def backward(
     extra = p.rank if fused else 0
     width = 2 * p.states + extra
     plan = _Plan.of(p.tiling, saved.dtype)
-    dx = torch.empty_like(p.x)
-    dprojections = torch.empty_like(projections, memory_format=torch.contiguous_format)
     dz = projections.new_empty((p.batch, p.length, p.paths, 0 if fused else p.channels))
     sums_a = p.empty(p.batch, segments, p.paths, p.channels, p.states)
     parameters = p.empty(p.batch, segments, p.paths, 2 + extra, p.channels)
     programs = min(blocks * segments * p.paths * p.batch, tuning.warps_at_once(plan.warps))
     scratch = programs * chunk + plan.steps  # of steps; see backward_kernel for those in front
-    below = p.empty(scratch // plan.steps * p.states * LANES, dtype=saved.dtype)
-    kept = p.empty(scratch * 2 * LANES)
     ends, sums = p.summaries(dy, reverse=True)
     pictures = _pictures_at_once(p, projections.itemsize * blocks * width)
     for part in (slice(i, min(i + pictures, p.batch)) for i in range(0, p.batch, pictures)):
         planes = p.planes(part.stop - part.start)
         rows = projections.new_empty((blocks, len(planes), p.length, p.paths, width))
+        below = p.empty(scratch // plan.steps * p.states * LANES, dtype=saved.dtype)
+        kept = p.empty(scratch * 2 * LANES)
         cuda_backward.backward_kernel[(min(blocks * segments * p.paths * len(planes), programs),)](
             dy[part], p.x[part], p.rows[part], p.a_log, p.dt_weight, p.dt_bias, p.skip, p.orders,
             saved[part], ends[part], sums[part], below, kept, planes, rows, dz[part],
@@ -122,10 +120,13 @@ def backward(
             R=p.rank, N=p.states, T=chunk, U=plan.steps, V=plan.ahead,
             FUSED=fused, EVEN=p.even, num_warps=1, maxnreg=plan.registers, enable_fp_fusion=True,
         )  # fmt: skip
+        del below, kept
+        if part.start == 0:  # no earlier: they fit where scratch memory was
+            dx = torch.empty_like(p.x)
+            dprojections = torch.empty_like(projections, memory_format=torch.contiguous_format)
         p.sum_planes(planes, dx[part])
         _sum_rows(rows, dprojections[part])
         del planes, rows  # before the next ones are allocated
-    del below, kept
     return dx, *_parameter_gradients(p, dprojections, projections, dz, sums_a, parameters, fused)
 
 
