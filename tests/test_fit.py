@@ -18,6 +18,7 @@ from mambaad.config import Config, TrainConfig
 from mambaad.data import read_dataset
 from mambaad.errors import TrainingError
 from mambaad.fit import build_optimizer, computing, fit, parameter_groups
+from mambaad.fused.optimiser import Group, takes
 from mambaad.graphs import GraphedStep
 from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
@@ -313,3 +314,22 @@ def test_trained_filters_lie_channels_last_and_keep_their_values() -> None:
     assert filters.is_contiguous(memory_format=torch.channels_last)
     assert [model[1].weight.stride(), model[2].weight.stride()] == strides
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
+
+
+def test_the_kernels_update_every_weight(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As filters lie on a GPU; what they do not take is a hundred launches more."""
+    config = tiny_config.override({"train.recipe": "plus"})
+    model = build(config.model)
+    module._lay_out_filters(model)
+    optimizer = build_optimizer(model, config.train)
+    seen: list[Group] = []
+    monkeypatch.setattr("mambaad.optimisers._plain", lambda group, **_: seen.append(group))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert [takes(group) for group in seen] == [True, True]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(len(group.parameters) for group in seen) == len(trained)

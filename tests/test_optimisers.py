@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,22 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert set(optimizer.state[one]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
+def test_a_late_gradient_is_a_first_step() -> None:
+    """Each parameter's own steps count; those of its group's first would spoil the others."""
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = StableAdamW(weights, 0.1)
+    steps = [torch.full((2,), float(n)) for n in range(1, 5)]
+    for number, gradient in enumerate(steps):
+        for weight in weights:
+            weight.grad = gradient.clone()
+        if number < 2:
+            weights[0].grad = None
+        optimizer.step()
+    for weight, own in zip(weights, (steps[2:], steps), strict=True):
+        expected = reference(torch.ones(2), own, lr=0.1, decay=0.0)
+        torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_closure_is_called() -> None:
     weight = nn.Parameter(torch.ones(()))
     optimizer = StableAdamW([weight], 0.1)
@@ -92,3 +109,17 @@ def test_a_closure_is_called() -> None:
 
     assert optimizer.step(closure) == 1.0
     assert float(weight.detach()) < 1
+
+
+def test_a_copy_goes_on_alike() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = StableAdamW([weight], 0.1)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    other = deepcopy(optimizer)
+    (copied,) = other.param_groups[0]["params"]
+    copied.grad = torch.ones(3)
+    for each in (optimizer, other):
+        each.step()
+    assert copied is not weight
+    assert torch.equal(copied, weight)

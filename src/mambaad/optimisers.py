@@ -9,16 +9,23 @@ it is out of date. With g the gradient, m and v the debiased means of g and g²,
 
 Source: Wortsman et al. 2023, Stable and low-precision training for large-scale vision-language
 models, arXiv 2304.13013, algorithm 2.
+
+``_plain`` is that in torch, for any tensors; for float32 on a GPU ``fused.optimiser`` does the same
+in three launches for each group.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mambaad.fused import triton_runs
+from mambaad.fused.optimiser import Addresses, Group, takes, update
 
 
 class StableAdamW(torch.optim.Optimizer):
@@ -36,6 +43,7 @@ class StableAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        kernel: bool | None = None,
     ) -> None:
         """Make the state's places; it is filled at the first step.
 
@@ -45,10 +53,20 @@ class StableAdamW(torch.optim.Optimizer):
             betas: Memory of the two means, each in [0, 1).
             eps: Added to √v, and least √v in the ratio.
             weight_decay: λ.
+            kernel: Whether Triton kernels update the groups that they can take. By default they do
+                on a GPU where Triton runs.
         """
+        self._kernel = kernel
+        self._addresses: defaultdict[int, Addresses] = defaultdict(Addresses)
         # by "capturable" the base class knows that counts belong on the parameters' device
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, {**defaults, "capturable": True})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What a copy begins with; loading a state ends here too, and keeps what there is."""
+        self.__dict__.setdefault("_kernel", None)
+        self.__dict__.setdefault("_addresses", defaultdict(Addresses))
+        super().__setstate__(state)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -61,30 +79,29 @@ class StableAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+        for number, settings in enumerate(self.param_groups):
+            parameters = [p for p in settings["params"] if p.grad is not None]
             if parameters:
-                self._update(parameters, group)
+                self._update(self._group_of(parameters), settings, self._addresses[number])
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, group: Group, settings: dict[str, Any], addresses: Addresses) -> None:
+        names = ("lr", "betas", "eps", "weight_decay")
+        kernel = self._kernel
+        if kernel is None:
+            kernel = group.parameters[0].is_cuda and triton_runs()
+        if kernel and takes(group):
+            update(group, addresses, **{name: settings[name] for name in names})
+        else:
+            _plain(group, **{name: settings[name] for name in names})
+
+    def _group_of(self, parameters: list[Tensor]) -> Group:
         gradients = [p.grad for p in parameters if p.grad is not None]
         states = [self._state_of(p) for p in parameters]
-        means = [s["exp_avg"] for s in states]
-        squares = [s["exp_avg_sq"] for s in states]
-        steps = [s["step"] for s in states]
-        torch._foreach_add_(steps, 1)
-        first, second = (_debiased(beta, steps[0]) for beta in group["betas"])
-        _mix(means, gradients, first)
-        _mix(squares, torch._foreach_mul(gradients, gradients), second)
-        roots = torch._foreach_sqrt(squares)
-        rates = _rates(gradients, roots, group["lr"], group["eps"])
-        torch._foreach_add_(roots, group["eps"])
-        changes = torch._foreach_div(means, roots)
-        if group["weight_decay"]:
-            torch._foreach_add_(changes, parameters, alpha=group["weight_decay"])
-        torch._foreach_mul_(changes, rates)
-        torch._foreach_sub_(parameters, changes)
+        means, squares, steps = (
+            [state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step")
+        )
+        return Group(parameters, gradients, means, squares, steps)
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
@@ -95,6 +112,30 @@ class StableAdamW(torch.optim.Optimizer):
         return state
 
 
+def _plain(
+    group: Group,
+    *,
+    lr: float | Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """The definition."""
+    parameters, gradients, means, squares, steps = group
+    torch._foreach_add_(steps, 1)
+    first, second = (_debiased(beta, torch.stack(steps)) for beta in betas)
+    _mix(means, gradients, first)
+    _mix(squares, torch._foreach_mul(gradients, gradients), second)
+    roots = torch._foreach_sqrt(squares)
+    rates = _rates(gradients, roots, lr, eps)
+    torch._foreach_add_(roots, eps)
+    changes = torch._foreach_div(means, roots)
+    if weight_decay:
+        torch._foreach_add_(changes, parameters, alpha=weight_decay)
+    torch._foreach_mul_(changes, rates)
+    torch._foreach_sub_(parameters, changes)
+
+
 def _debiased(beta: float, step: Tensor) -> Tensor:
     """β (1 - β^(t-1)) / (1 - β^t); 0 in the first step."""
     log = math.log(beta) if beta else -math.inf
@@ -103,10 +144,10 @@ def _debiased(beta: float, step: Tensor) -> Tensor:
     return beta * shorter / torch.expm1(step * log)
 
 
-def _mix(means: list[Tensor], values: Iterable[Tensor], share: Tensor) -> None:
-    """mean = share · mean + (1 - share) · value."""
-    torch._foreach_mul_(means, share)
-    torch._foreach_add_(means, torch._foreach_mul(list(values), 1 - share))
+def _mix(means: list[Tensor], values: Iterable[Tensor], shares: Tensor) -> None:
+    """mean = share · mean + (1 - share) · value, for each tensor with its own share."""
+    torch._foreach_mul_(means, shares.unbind())
+    torch._foreach_add_(means, torch._foreach_mul(list(values), (1 - shares).unbind()))
 
 
 def _rates(
