@@ -32,7 +32,9 @@ from mambaad.model.warmup import (
     Stage,
     parts_of,
     run_parts,
+    run_scan_gradient,
     run_stage,
+    scoring_parts_of,
     warm_up,
 )
 
@@ -135,7 +137,7 @@ def test_it_leaves_no_traces(training: bool) -> None:
     model.loss(torch.randn(2, 3, 32, 64)).backward()
 
 
-@pytest.mark.parametrize(("training", "count"), [(True, 6), (False, 5)])
+@pytest.mark.parametrize(("training", "count"), [(True, 10), (False, 5)])
 def test_the_parts_run_side_by_side_and_have_ended(
     monkeypatch: pytest.MonkeyPatch, training: bool, count: int
 ) -> None:
@@ -149,7 +151,7 @@ def test_the_parts_run_side_by_side_and_have_ended(
 
         return meeting
 
-    for name in ("run_stage", "run_neck", "run_loss", "run_ends"):
+    for name in ("run_scan_gradient", "run_stage", "run_neck", "run_loss", "run_ends"):
         monkeypatch.setattr(warmup, name, meet(getattr(warmup, name)))
     before = threading.active_count()
     with torch.no_grad():  # of this thread only
@@ -274,13 +276,42 @@ def test_the_kernels_operators_in_the_interpreter(
         spy = lambda *a, name=name, call=original, **o: (joint.append(name), call(*a, **o))[1]  # noqa: E731
         monkeypatch.setattr(home, name, spy)
     stage = Stage(decoder.PatchExpand(4, 4), module, (1, 1, 1, 4), orders)
-    run_stage(stage, Setting(1, (32, 32), CPU, "bf16", training, torch.bfloat16))
+    ready = threading.Event()
+    ready.set()
+    run_stage(stage, Setting(1, (32, 32), CPU, "bf16", training, torch.bfloat16), ready)
     # in training all else is inside the two operators of the block's middle and the branches
     others = set() if training else {"cross_scan", "depthwise_conv", "instance_norm_silu"}
     assert {call[0] for call in calls.seen} == {"layer_norm"} | others  # type: ignore[index]
     assert sorted(joint) == (["gated_scan", "join"] if training else [])
     monkeypatch.undo()
     assert all(p.grad is None for p in module.parameters())
+
+
+def test_a_stage_waits_for_the_scan_before_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, done = network(), []
+    setting = Setting.of(model, 1, (32, 32), CPU, "float32", training=True)
+    stage = warmup.decoder_stages(model.decoder, setting)[0]
+
+    class Scanned(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            done.append("waited")
+            return super().wait(timeout)
+
+    scanned = Scanned()
+    monkeypatch.setattr(warmup, "_differentiate", lambda *_: done.append("gradient"))
+    monkeypatch.setattr(warmup, "_run_scan_gradient", lambda *_: done.append("scan"))
+    run_scan_gradient(stage, setting, scanned)
+    run_stage(stage, setting, scanned)
+    assert done == ["scan", "waited", "gradient"]
+
+
+def test_a_stage_does_not_wait_for_a_scan_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(warmup, "_run_scan_gradient", fail)
+    with pytest.raises(RuntimeError, match="no such instruction"):
+        warm(network(), training=True)
 
 
 @contextmanager
@@ -389,6 +420,40 @@ def test_a_prediction_launches_no_kernel_that_is_new(config: ModelConfig, precis
     with launches() as step, torch.no_grad(), autocast(precision, CPU):
         model.anomaly_maps(images)
     assert {"cosine_kernel", "layer_norm_kernel"} <= {name for name, *_ in step}
+    assert step == beforehand
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_scan_gradient_compiles_what_the_step_needs(precision: str) -> None:
+    """Other kernels would be compiled for nothing, and the step's would follow all the same."""
+    model = build(MIXED, backend="triton").train()
+    setting = Setting.of(model, 2, (32, 64), CPU, precision, training=True)
+    for stage in warmup.decoder_stages(model.decoder, setting):
+        with launches() as alone:
+            run_scan_gradient(stage, setting, threading.Event())
+        ready = threading.Event()
+        ready.set()
+        with launches() as whole:
+            run_stage(stage, setting, ready)
+        assert "backward_kernel" in {name for name, *_ in alone}
+        assert alone < whole
+        scan = {"backward_kernel", "sum_rows_kernel", "sum_parameters_kernel"}
+        assert {call for call in whole if call[0] in scan} <= alone
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_what_scores_after_a_training_launches_no_kernel_that_is_new(precision: str) -> None:
+    torch.manual_seed(0)
+    model = build(MIXED, backend="triton").train()
+    setting = Setting.of(model, 3, (32, 64), CPU, precision, training=True)
+    with launches() as beforehand:
+        run_parts(scoring_parts_of(model, setting, 2), CPU)
+    assert model.decoder.training
+    model.eval()
+    scorer = inference_copy(model, torch.bfloat16) if precision == "bf16" else model
+    images = torch.randn(2, 32, 64, 3).permute(0, 3, 1, 2)
+    with launches() as step, torch.no_grad(), autocast(precision, CPU):
+        scorer.anomaly_maps(images)
     assert step == beforehand
 
 

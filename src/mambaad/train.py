@@ -34,7 +34,7 @@ from mambaad.devices import pick_device, resolve_precision
 from mambaad.errors import CheckpointError, ConfigError
 from mambaad.files import alone_in, check_writable
 from mambaad.fit import build_optimizer, computing, fit
-from mambaad.inference import score_pictures
+from mambaad.inference import batch_size_for, score_pictures
 from mambaad.interrupt import DeferredInterrupt
 from mambaad.kept_pictures import LIST
 from mambaad.model import MambaAD, build
@@ -134,7 +134,7 @@ def _train(
     record = checkpoint.provenance(config, target, encoder_weights=source, batch_size=size, **about)
     checkpoint.save_config(run, config.located())
     checkpoint.save_provenance(run, record)
-    _compile_kernels(config, model, size, target, observer)
+    _compile_kernels(config, model, size, len(chosen), target, observer)
 
     def save(step: int, seconds: float) -> None:
         save_state(run, model, optimizer, make_note(config, data_id, step, seconds), average)
@@ -225,12 +225,18 @@ def _batch_size(
 
 
 def _compile_kernels(
-    config: Config, model: MambaAD, batch_size: int, device: torch.device, observer: Observer
+    config: Config,
+    model: MambaAD,
+    batch_size: int,
+    pictures: int,
+    device: torch.device,
+    observer: Observer,
 ) -> None:
-    """On a GPU, what the first step would do one after the other: minutes on a new machine."""
+    """On a GPU, what the first step would do one after the other: minutes on a new machine. And
+    what the thresholds will need at the end."""
     precision, size = resolve_precision(config.train.precision, device), config.data.network_size
-    tell = observer.message
-    warm_up(model, batch_size, size, device, precision, training=True, tell=tell)
+    scored, tell = min(pictures, batch_size_for(device, size)), observer.message
+    warm_up(model, batch_size, size, device, precision, training=True, scored=scored, tell=tell)
 
 
 def _run_steps(

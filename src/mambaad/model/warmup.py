@@ -5,17 +5,19 @@ and divisibilities of its arguments, and keeps it on disk. The first step would 
 after the other, for minutes. A compilation leaves Python's lock alone for most of its time, so
 here threads run what a step runs, once, on random maps as the step will have them: one for each
 decoder stage, one for the neck and one for the loss in training, one for all that is around the
-decoder in inference. The layers are copies without drop path: no gradient, weight, buffer or random
+decoder in inference. The scan's gradient, whose kernel takes longest to compile, begins at once in
+threads of its own. The layers are copies without drop path: no gradient, weight, buffer or random
 state of the network or of torch is touched.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, cast
 
@@ -27,9 +29,11 @@ from mambaad.config import TOTAL_STRIDE
 from mambaad.devices import autocast, resolve_precision
 from mambaad.fused.norm import layer_norm
 from mambaad.fused.square import square_losses
+from mambaad.model import gated_scan
 from mambaad.model.blocks import HSSBlock, LSSModule
 from mambaad.model.decoder import Decoder, PatchExpand, empty_factors
 from mambaad.model.encoder import STRIDES
+from mambaad.model.fold import inference_copy
 from mambaad.model.layers import DropPath
 from mambaad.model.mambaad import MambaAD
 
@@ -96,6 +100,7 @@ def warm_up(
     precision: str,
     *,
     training: bool,
+    scored: int = 0,
     tell: Callable[[str], None] | None = None,
 ) -> None:
     """Compile and load what steps of this size will need. Does nothing if ``device`` is not CUDA.
@@ -107,6 +112,8 @@ def warm_up(
         device: Where the steps will run.
         precision: ``auto``, ``float32`` or ``bf16``; see ``mambaad.devices``.
         training: Whether a step has a backward pass.
+        scored: Pictures of a batch that the network will score afterwards: what that needs is
+            compiled beside the rest. 0: it will not.
         tell: Told in a line, from this thread, if it takes longer than ``PATIENCE``.
 
     Raises:
@@ -121,6 +128,8 @@ def warm_up(
     with torch.cuda.device(device):
         setting = Setting.of(model, batch_size, image_size, device, precision, training=training)
         works = parts_of(model, setting)
+        if scored:
+            works += scoring_parts_of(model, setting, scored)
         _set_up_tools(device)
         try:
             run_parts(works, device, tell=tell)
@@ -129,11 +138,25 @@ def warm_up(
 
 
 def parts_of(model: MambaAD, setting: Setting) -> list[Work]:
-    """What a step does, in parts that can run side by side, each on copies of its layers."""
-    stages = decoder_stages(model.decoder, setting)
-    works: list[Work] = [partial(run_stage, stage, setting) for stage in stages]
+    """What a step does, in parts that can run side by side, each on copies of its layers.
+
+    All must run at the same time, or in this order: some wait for earlier ones.
+    """
+    works: list[Work] = []
+    for stage in decoder_stages(model.decoder, setting):
+        scanned = threading.Event()
+        if setting.training:
+            works.append(partial(run_scan_gradient, stage, setting, scanned))
+        works.append(partial(run_stage, stage, setting, scanned))
     others = (run_neck, run_loss) if setting.training else (run_ends,)
     return works + [partial(run, model, setting) for run in others]
+
+
+def scoring_parts_of(model: MambaAD, setting: Setting, batch: int) -> list[Work]:
+    """What ``mambaad.inference.Scorer`` does with a batch on a GPU, once a training has ended."""
+    if setting.dtype == torch.bfloat16:
+        model = inference_copy(model, setting.dtype)
+    return parts_of(model, replace(setting, batch=batch, training=False))
 
 
 def run_parts(
@@ -198,8 +221,43 @@ def decoder_stages(decoder: Decoder, setting: Setting) -> list[Stage]:
     return stages
 
 
-def run_stage(stage: Stage, setting: Setting) -> None:
-    """The stage's layers, forward and, in training, backward, on the current stream."""
+def run_scan_gradient(stage: Stage, setting: Setting, done: threading.Event) -> None:
+    """The scan's backward pass by itself, on the current stream, if kernels will do it.
+
+    Args:
+        stage: Any; one without blocks has no scan.
+        setting: That of a training.
+        done: Set at the end, whatever happens.
+    """
+    try:
+        for block in stage.module.blocks[:1]:
+            _run_scan_gradient(cast(HSSBlock, _copied(block, setting)), stage.orders, setting)
+    finally:
+        done.set()
+
+
+def _run_scan_gradient(block: HSSBlock, orders: Tensor, setting: Setting) -> None:
+    paths, width, channels = block.scan_proj.shape
+    pixels = _random((setting.batch, orders.shape[1], channels), setting)
+    if gated_scan.runs(pixels, block.a_log, block.backend):
+        from mambaad.scan import cuda
+
+        projections = _random((*pixels.shape[:2], paths, width), setting)
+        shape = cuda.states_shape(pixels, block.a_log, orders)
+        states = torch.zeros(shape, dtype=cuda.states_dtype(pixels), device=pixels.device)
+        scan = (block.a_log, block.dt_weight, block.dt_bias, block.skip)
+        with torch.no_grad():
+            cuda.backward(pixels, pixels, projections, *scan, orders, saved=states)
+
+
+def run_stage(stage: Stage, setting: Setting, scanned: threading.Event) -> None:
+    """The stage's layers, forward and, in training, backward, on the current stream.
+
+    Args:
+        stage: Which.
+        setting: What the steps are like.
+        scanned: Waited for before the backward pass, which else would compile the same again.
+    """
     layers = _copied(nn.ModuleList([stage.expand, stage.module]), setting)
     expand, module = layers[0], cast(LSSModule, layers[1])
     x = _random(stage.shape, setting).requires_grad_(setting.training)
@@ -209,6 +267,7 @@ def run_stage(stage: Stage, setting: Setting) -> None:
     with _computing(setting):
         y = module(expand(x), stage.orders, factors)
         if setting.training:
+            scanned.wait()
             _differentiate(y, [x, *layers.parameters()])
 
 
