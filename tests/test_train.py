@@ -93,9 +93,15 @@ def test_the_first_state_is_saved_after_a_minute(
     assert saved == [2, 6]  # at 80 seconds, and at the end: 10 minutes are not over
 
 
+@pytest.mark.parametrize(("largest", "scored"), [(8, 8), (64, 12)])
 def test_kernels_are_compiled_before_the_first_step(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    largest: int,
+    scored: int,
 ) -> None:
+    """Those of the thresholds too, for as many pictures as there will be at once."""
     from mambaad import train as module
 
     calls: list[tuple[object, ...]] = []
@@ -105,10 +111,11 @@ def test_kernels_are_compiled_before_the_first_step(
         calls.append((type(model), *arguments, options, len(seen.steps)))
 
     monkeypatch.setattr(module, "warm_up", spy)
+    monkeypatch.setattr(module, "batch_size_for", lambda _device, _size: largest)
     config = tiny_config.override({"train.batch_size": 99})  # of 12 pictures
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, device="cpu", observer=seen)
-    options = {"training": True, "tell": seen.message}
+    options = {"training": True, "scored": scored, "tell": seen.message}
     assert calls == [(MambaAD, 12, (64, 64), torch.device("cpu"), "float32", options, 0)]
 
 
