@@ -246,8 +246,14 @@ def test_ones_own_folder_with_odd_files(tmp_path: Path, capsys: pytest.CaptureFi
     (good / "broken.png").unlink()
     assert run("check", tmp_path / "parts") == 0
     assert run("train", tmp_path / "parts", *common, *small) == 0
+    assert f"next: mambaad test {tmp_path / 'run'}\n" in capsys.readouterr().out
     assert run("test", tmp_path / "run") == 0
     assert "no masks" in capsys.readouterr().out
+    shutil.rmtree(bad)  # nothing to test with
+    common[-1] = tmp_path / "good"
+    assert run("train", tmp_path / "parts", *common, *small) == 0
+    assert f"next: mambaad predict {tmp_path / 'good'} PICTURES\n" in capsys.readouterr().out
+    assert run("predict", tmp_path / "good", good) == 0
 
 
 def test_mistakes_are_one_line_and_status_2(

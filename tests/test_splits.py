@@ -82,6 +82,7 @@ def test_the_record_says_what_was_learned_from(tiny_config: Config, tiny_data: P
         "categories": ["metal", "wood"],
         "training_pictures": 12,
         "held_out_pictures": 0,
+        "test_pictures": 12,
         "contamination": [],
         "preset": None,
     }

@@ -132,6 +132,8 @@ def train(
 
     The defaults hold where neither --config, --preset, --variant nor --set says something else.
     """
+    from mambaad.checkpoint import load_provenance
+
     flags = {
         "data.root": None if data is None else str(data),
         "data.layout": layout,
@@ -150,7 +152,9 @@ def train(
     chosen = _train_config(out, config, named, settings or [], flags, encoder_weights, resume)
     options = {"encoder_weights": encoder_weights, "resume": resume, "device": device}
     _train_and_show(chosen, out, {**options, "tensorboard": tensorboard})
-    print(f"trained: {out}\nnext: mambaad test {out}")
+    tests = load_provenance(out).get("test_pictures") != 0
+    following = f"test {out}" if tests else f"predict {out} PICTURES"
+    print(f"trained: {out}\nnext: mambaad {following}")
 
 
 def _train_and_show(config: Any, out: Path, options: dict[str, Any]) -> None:

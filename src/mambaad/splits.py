@@ -65,6 +65,7 @@ def read_pictures(config: Config) -> tuple[list[Sample], list[Sample], dict[str,
         "categories": list(dataset.categories),
         "training_pictures": len(chosen),
         "held_out_pictures": len(held_out),
+        "test_pictures": len(mixed.select(split="test").samples),
         "contamination": list(moved),
         "preset": config.train.preset,
     }

@@ -42,6 +42,9 @@ PATIENCE = 2.0
 
 MESSAGE = "compiling GPU kernels (first use on this machine)"
 
+LONGEST = 120.0
+"""Seconds that a part waits for another, which may have ended before it began."""
+
 _Layers = TypeVar("_Layers", bound=nn.Module)
 
 Work = Callable[[], None]
@@ -267,7 +270,7 @@ def run_stage(stage: Stage, setting: Setting, scanned: threading.Event) -> None:
     with _computing(setting):
         y = module(expand(x), stage.orders, factors)
         if setting.training:
-            scanned.wait()
+            scanned.wait(LONGEST)
             _differentiate(y, [x, *layers.parameters()])
 
 
