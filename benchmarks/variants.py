@@ -9,7 +9,9 @@ in each precision, with random weights: the rows take turns, round after round, 
 on a machine with other work; median and fastest are given. With ``--data`` each row is trained and
 tested by the command line, once for each seed, as ``benchmarks/end_to_end.py`` does; rows whose
 encoder's weights are not given by ``--weights ENCODER=FILE`` are trained as their encoder comes:
-downloaded, or refused. Without ``--data`` the columns of quality are empty.
+downloaded, or refused. Without ``--data`` the columns of quality are empty. ``--set`` is of
+training only, and wins over a row's settings; a recipe, ``--set train.recipe=plus``, goes under
+them. The other columns are the row's alone.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def latencies(
     return times
 
 
-def quality(args: argparse.Namespace, name: str, config: Config) -> list[str]:
+def quality(
+    args: argparse.Namespace, name: str, settings: Mapping[str, Any], encoder: str
+) -> list[str]:
     """Seeds, seconds of training, and mean and deviation of mAD, each in percent."""
     if args.data is None:
         return [""] * 4
@@ -89,8 +93,8 @@ def quality(args: argparse.Namespace, name: str, config: Config) -> list[str]:
         folder = args.out / f"{name}-{seed}"
         if not (folder / "evaluation.json").is_file():
             verb = ["train", str(args.data), "--out", str(folder), "--seed", str(seed)]
-            verb += [w for s in _as_options(config, args) for w in ("--set", s)]
-            file = files.get(config.model.encoder)
+            verb += [w for s in _as_options(settings, args) for w in ("--set", s)]
+            file = files.get(encoder)
             verb += [] if file is None else ["--encoder-weights", file]
             for words in (verb, ["test", str(folder)]):
                 call([*words, "--device", args.device], dict(os.environ))
@@ -103,11 +107,16 @@ def quality(args: argparse.Namespace, name: str, config: Config) -> list[str]:
     return [str(len(scores)), f"{means[0]:.1f}", means[1], deviation]
 
 
-def _as_options(config: Config, args: argparse.Namespace) -> list[str]:
-    """The row's network, then what all rows share, as ``--set`` takes them."""
-    model = [f"model.{key}={json.dumps(value)}" for key, value in config.model.to_mapping().items()]
+def _as_options(settings: Mapping[str, Any], args: argparse.Namespace) -> list[str]:
+    """The row's own settings, then what all rows share, as ``--set`` takes them.
+
+    No others: what is said in so many words wins over a recipe.
+    """
+    # JSON is TOML here but for the sign in a mapping, as a hybrid scan is
+    signs = (", ", " = ")
+    row = [f"{key}={json.dumps(value, separators=signs)}" for key, value in settings.items()]
     shared = [f"data.image_size={args.size}", f"train.epochs={args.epochs}"]
-    return [*model, *shared, *args.set]
+    return [*row, *shared, *args.set]
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -131,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Count, time, train, print the rows."""
     args = options(arguments)
     device, cpu = use_device(args.device), torch.device("cpu")
-    configs = {name: Config().override(settings) for name, settings in map(settings_of, args.row)}
+    chosen = dict(map(settings_of, args.row))
+    configs = {name: Config().override(settings) for name, settings in chosen.items()}
     torch.set_num_threads(args.threads)
     on_cpu = latencies(configs, args.size, cpu, "float32", args.rounds)
     gpu = device.type == "cuda"
@@ -156,7 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         times = [f"{statistics.median(t[name]):.3f}" if t else "" for t in on_gpu]
         what = [name, model.encoder, "-".join(map(str, model.depths)), model.directions, args.size]
         cells = [*what, *(f"{f:.3f}" for f in figures), args.threads, *times]
-        writer.writerow([*cells, *quality(args, name, config), *about(device)])
+        found = quality(args, name, chosen[name], model.encoder)
+        writer.writerow([*cells, *found, *about(device)])
         sys.stdout.flush()
 
 

@@ -16,9 +16,11 @@ import torch
 from interpreter import interpreted_device
 
 import mambaad.cli
-from mambaad.config import ModelConfig
+from mambaad.checkpoint import load_config
+from mambaad.config import ModelConfig, parse_setting
 from mambaad.fused import triton_runs
 from mambaad.model.builtin import BuiltinNetwork, save_builtin
+from mambaad.recipes import PLUS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 # the scan's last, because it puts this folder first in the path
@@ -506,9 +508,10 @@ def test_variants(
     tiny = "variant:fast;model.encoder=filterbank"
     scripts["variants"].main(
         [
-            *("--row", f"tiny={tiny}", f"half={tiny};model.directions=4", "--size", "64"),
-            *("--rounds", "1", "--device", "cpu", "--data", str(tiny_data), "--epochs", "1"),
-            *("--seeds", "1", "--out", str(tmp_path), "--set", "train.batch_size=6"),
+            *("--row", f"tiny={tiny}", f"half={tiny};model.directions=4;model.score_top=0.5"),
+            *("--size", "64", "--rounds", "1", "--device", "cpu", "--data", str(tiny_data)),
+            *("--epochs", "1", "--seeds", "1", "--out", str(tmp_path)),
+            *("--set", "train.batch_size=6", "--set", "train.recipe=plus"),
         ]
     )
     found = rows(capsys)
@@ -523,5 +526,25 @@ def test_variants(
         assert row["mAD"]
         assert not row["mAD_deviation"]
         assert not row["gpu_bf16_ms"]
-    name, settings = scripts["variants"].settings_of("paper")
-    assert (name, settings) == ("paper", {})
+        model = load_config(tmp_path / f"{row['row']}-1").model
+        assert (model.encoder, model.depths) == ("filterbank", (1, 1, 1, 1))
+        assert str(model.directions) == row["directions"]
+        # the whole recipe is trained, but for what the row sets itself
+        assert model.score_top == (0.5 if row["row"] == "half" else PLUS["model.score_top"])
+        parts = [key for key in PLUS if key.startswith("model.") and key != "model.score_top"]
+        assert parts
+        assert all(getattr(model, key.removeprefix("model.")) == PLUS[key] for key in parts)
+
+
+def test_a_row_of_variants_is_passed_as_it_is(scripts: Scripts) -> None:
+    variants = scripts["variants"]
+    assert variants.settings_of("paper") == ("paper", {})
+    name, settings = variants.settings_of(
+        "mine=model.encoder=builtin;model.scan={zigzag = 4, sweep = 2};train.recipe=plus"
+    )
+    assert name == "mine"
+    args = variants.options(["--size", "64", "--epochs", "2", "--set", "train.seed=3"])
+    passed = dict(parse_setting(text) for text in variants._as_options(settings, args))
+    shared = {"data.image_size": 64, "train.epochs": 2, "train.seed": 3}
+    assert passed == {**settings, **shared}
+    assert passed["model.scan"] == {"zigzag": 4, "sweep": 2}

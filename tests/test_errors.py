@@ -25,6 +25,8 @@ def test_a_cpu_and_a_gpu_are_told_apart() -> None:
     note = memory_note(gpu) or ""
     assert note.startswith("the GPU's memory is used up")
     assert note.endswith("(CUDA out of memory. Tried to allocate 2 GiB.)")
+    triton = memory_note(RuntimeError("Triton Error [CUDA]: out of memory")) or ""
+    assert triton.startswith("the GPU's memory is used up; a smaller --batch-size")
 
 
 def test_other_errors_are_none_of_it() -> None:

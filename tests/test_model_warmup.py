@@ -28,6 +28,8 @@ from mambaad.model.losses import rebuilding_loss
 from mambaad.model.recentre import Recentring
 from mambaad.model.warmup import (
     MESSAGE,
+    NOT_AHEAD,
+    STOPPING,
     Setting,
     Stage,
     parts_of,
@@ -37,6 +39,7 @@ from mambaad.model.warmup import (
     scoring_parts_of,
     warm_up,
 )
+from mambaad.scan import tuning
 
 CPU = torch.device("cpu")
 
@@ -190,11 +193,11 @@ class Failing(nn.Module):
         raise self.error
 
 
-def test_an_error_is_the_callers_with_its_traceback() -> None:
+def test_a_mistake_is_the_callers_with_its_traceback() -> None:
     model = network()
-    model.decoder.expands[2] = Failing(RuntimeError("no such instruction"))
+    model.decoder.expands[2] = Failing(TypeError("no such argument"))
     before = threading.active_count()
-    with pytest.raises(RuntimeError, match="no such instruction") as caught:
+    with pytest.raises(TypeError, match="no such argument") as caught:
         warm(model, training=True)
     assert "raise self.error" in "".join(traceback.format_tb(caught.value.__traceback__))
     assert threading.active_count() == before
@@ -204,18 +207,33 @@ def test_an_error_is_the_callers_with_its_traceback() -> None:
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB"),
-        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("GET was unable to find an engine to execute this computation\nat a place"),
     ],
-    ids=["torch", "triton"],
+    ids=["memory", "engine"],
 )
-def test_a_lack_of_memory_is_left_to_the_step(error: Exception) -> None:
-    model = network()
+def test_what_a_step_may_manage_is_left_to_it(error: Exception) -> None:
+    model, lines = network(), []
     model.decoder.expands[0] = Failing(error)
     calls, threads = Failing.calls, threading.active_count()
     warm(model, training=True)
-    assert Failing.calls == calls + 1
+    warm(model, training=True, tell=lines.append)
+    assert lines == [f"{NOT_AHEAD}: {str(error).splitlines()[0]}"]
+    assert Failing.calls == calls + 2
     assert threading.active_count() == threads
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_ctrl_c_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends when the parts do: a compilation cannot be broken off."""
+    lines: list[str] = []
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(warmup, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        warm(network(), training=False, tell=lines.append)
+    assert lines == [STOPPING]
 
 
 @pytest.mark.parametrize(("patience", "told"), [(0.0, [MESSAGE]), (60.0, [])])
@@ -310,8 +328,9 @@ def test_a_stage_does_not_wait_for_a_scan_that_failed(monkeypatch: pytest.Monkey
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(warmup, "_run_scan_gradient", fail)
-    with pytest.raises(RuntimeError, match="no such instruction"):
-        warm(network(), training=True)
+    lines: list[str] = []
+    warm(network(), training=True, tell=lines.append)
+    assert lines == [f"{NOT_AHEAD}: no such instruction"] * 4
 
 
 @contextmanager
@@ -323,12 +342,14 @@ def launches() -> Iterator[set[tuple[object, ...]]]:
 
     def launch(kernel: Any, _: object) -> Callable[..., None]:
         parameters = inspect.signature(kernel.fn).parameters
+        alike = kernel.kwargs["do_not_specialize"] or ()  # as the interpreter keeps it
 
         def run(*arguments: object, **named: object) -> None:
             given = dict(zip(parameters, arguments, strict=False)) | named
             kinds = [
                 (name, value if is_constant(parameters.get(name)) else kind(value))
                 for name, value in sorted(given.items())
+                if name not in alike
             ]
             found.add((kernel.fn.__name__, *kinds))
 
@@ -421,6 +442,21 @@ def test_a_prediction_launches_no_kernel_that_is_new(config: ModelConfig, precis
         model.anomaly_maps(images)
     assert {"cosine_kernel", "layer_norm_kernel"} <= {name for name, *_ in step}
     assert step == beforehand
+
+
+def test_scans_are_compiled_once_for_all_batches() -> None:
+    """Such as ``mambaad tune`` relies on, and a last batch of fewer pictures."""
+    module = LSSModule(64, 2, blocks=1, kernels=(3,), backend="triton")
+    orders = torch.arange(16, dtype=torch.int32).repeat(2, 1)
+    found = []
+    for batch in (1, 3, 16):
+        stage = Stage(nn.Identity(), module, (batch, 4, 4, 64), orders)
+        setting = Setting(batch, (32, 32), CPU, "bf16", True, torch.bfloat16)
+        with launches() as kernels, tuning.forced(tuning.Tiling(16, 4, 2, 1)):
+            run_scan_gradient(stage, setting, threading.Event())
+        found.append({k for k in kernels if k[0] in {"backward_kernel", "sum_parameters_kernel"}})
+    assert len(found[0]) == 2
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

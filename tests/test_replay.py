@@ -245,3 +245,26 @@ def test_a_failed_capture_is_told_once(
     expected = "no CUDA graph, each kernel is launched by itself: operation failed due"
     assert [expected in r.getMessage() for r in caplog.records] == [True]
     assert "\n" not in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_workspaces_are_dropped_unless_a_graph_may_use_them(
+    monkeypatch: pytest.MonkeyPatch, held: bool
+) -> None:
+    class Graph:
+        """Stands for torch's, also those of a user."""
+
+    dropped: list[int] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(
+        torch._C, "_cuda_clearCublasWorkspaces", lambda: dropped.append(1), raising=False
+    )
+    graphs = [Graph()] if held else []
+    replay_module.drop_workspaces()
+    assert dropped == ([] if held else [1])
+    assert len(graphs) == held
+
+
+def test_a_torch_without_cuda_has_no_workspaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_cuda_clearCublasWorkspaces", raising=False)
+    replay_module.drop_workspaces()

@@ -357,3 +357,34 @@ def test_long_sums_over_the_batch_lose_nothing() -> None:
     for part in parts:
         naive += part
     assert ((naive - parts.double().sum(0)).abs() > 4 * roundings * naive).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_of_short_numbers_are_not_short(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """The gradient of dt_weight for large ranks: rounded to 16 bits it would be off by 4e-3."""
+    multiply = torch.bmm
+
+    def wide(left: Tensor, right: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
+        if out_dtype is None:
+            return multiply(left, right)
+        return multiply(left.to(out_dtype), right.to(out_dtype))
+
+    if DEVICE.type == "cpu":  # where torch has no such product
+        assert not cuda._has_wide_products(DEVICE, dtype)
+        cuda._has_wide_products.cache_clear()
+        monkeypatch.setattr(torch, "bmm", wide)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(2, 8, 64, generator=generator).to(DEVICE, dtype)
+    right = torch.randn(2, 64, 16, generator=generator).to(DEVICE, dtype)
+    product = cuda._sum_of_products(left, right)
+    cuda._has_wide_products.cache_clear()
+    assert product.dtype == torch.float32
+    assert deviation(product.cpu(), (left.double() @ right.double()).cpu()) < 1e-6
+
+
+def test_without_such_products_they_are_rounded() -> None:
+    """As by torch before 2.8."""
+    ones = torch.ones(1, 8, 8, dtype=torch.bfloat16)
+    assert cuda._sum_of_products(ones, ones).dtype == torch.float32

@@ -51,7 +51,9 @@ def memory_note(error: BaseException) -> str | None:
     Torch's errors are told by their names, since this file does not import it.
     """
     text = str(error).strip().split("\n")[0]
-    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    on_gpu = type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "CUDA" in text and "out of memory" in text  # Triton's
+    )
     on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
     if not (on_gpu or on_cpu):
         return None

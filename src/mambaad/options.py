@@ -76,8 +76,8 @@ Tile = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Start from the published recipe for mvtec-ad, visa, real-iad, mvtec-3d, uni-medical "
-        "or coco-ad."
+        help="The published recipe for mvtec-ad, visa, real-iad, mvtec-3d, uni-medical or coco-ad. "
+        "It and --variant win over --config; --recipe and single settings over all."
     ),
 ]
 Recipe = Annotated[

@@ -15,11 +15,11 @@ trains for 100 and for 300, comes nearest to the paper's metrics (mAD in percent
 
 On VisA and Uni-Medical longer training makes it worse. Precision is not part of a preset.
 
-A variant sets the network only, so it goes with any preset:
+A variant sets the network only, so it goes with any preset and recipe:
 
     fast        the built-in encoder, which needs no download, two directions and one block a stage:
-                on two cores of a CPU, 256 x 256 in float32, 49 ms where the published network
-                takes 239
+                256 x 256 in float32 on two CPU cores takes 59 ms where the published network takes
+                324 (medians)
     distinct    eight Hilbert paths that all differ, where the published eight are six
     strong      the published decoder under a DINOv2 transformer (``mambaad.model.tokens``): 59
                 million parameters, 38 thousand million multiply-adds, and 7 in the scan
@@ -34,6 +34,7 @@ from typing import Any
 
 from mambaad.config import Config, read_config
 from mambaad.errors import ConfigError
+from mambaad.recipes import PAPER
 
 RECIPE: Mapping[str, Any] = MappingProxyType(
     {
@@ -77,13 +78,14 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "fast": {
             "model.encoder": "builtin",
             "model.depths": (1, 1, 1, 1),
+            "model.scan": "hilbert",
             "model.directions": 2,
         },
-        "distinct": {"model.directions": "distinct"},
+        "distinct": {"model.scan": "hilbert", "model.directions": "distinct"},
         "strong": {"model.encoder": "vit_small_patch14_reg4_dinov2"},
     }
 )
-"""The settings of each variant; what it does not name is as published."""
+"""The settings of each variant; the others stay as they are: published, or a file's or preset's."""
 
 
 def variant_settings(name: str) -> dict[str, Any]:
@@ -114,22 +116,38 @@ def configure(
     preset: str | None = None,
     variant: str | None = None,
 ) -> Config:
-    """Settings upon those of a file, of a variant, of a preset, upon the defaults.
+    """Settings upon those of a variant, of a preset, of a file, upon the defaults.
+
+    So what is named here wins over a file, which may be a run's and hold every setting. Only a
+    preset that the file itself names goes under what else the file sets. A preset is of the
+    published recipe: beside another recipe, named in the settings or in the file, it leaves alone
+    what recipes set.
 
     Args:
         file: TOML file of settings.
-        settings: ``{"train.epochs": 30, ...}``.
-        preset: Name of a preset; None takes ``train.preset`` of the settings or of the file.
-        variant: Name of a variant; None takes the published network.
+        settings: ``{"train.epochs": 30, ...}``, of which ``train.recipe`` goes under the others.
+        preset: Name of a preset; None takes ``train.preset`` of the settings, if it is there.
+        variant: Name of a variant; None leaves the network as it is.
 
     Raises:
         ConfigError: If a name is unknown, a value does not fit, or the file cannot be read.
     """
+    config = Config()
+    if file is not None:
+        config = read_config(file)
+        if config.train.preset is not None:
+            config = read_config(file, Config().override(preset_settings(config.train.preset)))
     chosen = dict(settings or {})
-    of_file = Config() if file is None else read_config(file)
-    name = preset or chosen.get("train.preset") or of_file.train.preset
-    base = Config() if name is None else Config().override(preset_settings(str(name)))
+    named: dict[str, Any] = {}
+    name = chosen.get("train.preset") if preset is None else preset
+    if name is not None:
+        named = preset_settings(str(name))
+        chosen["train.preset"] = name
+        if chosen.get("train.recipe", config.train.recipe) != "paper":
+            named = {key: value for key, value in named.items() if key not in PAPER}
     if variant is not None:
-        base = base.override(variant_settings(variant))
-    config = base if file is None else read_config(file, base)
-    return config.override(chosen if name is None else {**chosen, "train.preset": name})
+        named |= variant_settings(variant)
+    if isinstance(chosen.get("model.scan"), Mapping):
+        named.pop("model.directions", None)  # a hybrid scan has its own counts
+    # in one step: some values fit only together, such as image_size and tile
+    return config.override({**named, **chosen})

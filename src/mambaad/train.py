@@ -41,6 +41,7 @@ from mambaad.model import MambaAD, build
 from mambaad.model.encoder import load_pretrained
 from mambaad.model.losses import rebuilding_loss
 from mambaad.model.warmup import warm_up
+from mambaad.replay import drop_workspaces
 from mambaad.splits import few_warning, learned_line, read_aside, read_pictures
 from mambaad.state import load_state, make_note, save_state
 from mambaad.steplog import StepLog, require_tensorboard
@@ -237,6 +238,7 @@ def _compile_kernels(
     precision, size = resolve_precision(config.train.precision, device), config.data.network_size
     scored, tell = min(pictures, batch_size_for(device, size)), observer.message
     warm_up(model, batch_size, size, device, precision, training=True, scored=scored, tell=tell)
+    drop_workspaces()
 
 
 def _run_steps(

@@ -96,7 +96,7 @@ class TrainConfig(Table):
     """Time between two states to resume from; the first is saved after a minute at the latest."""
 
     preset: PresetName | None = None
-    """Benchmark whose recipe ``mambaad train`` put in where nothing was set."""
+    """Benchmark whose recipe ``mambaad train`` put in; see ``mambaad.presets.configure``."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):

@@ -41,6 +41,8 @@ PATIENCE = 2.0
 """Seconds after which the caller is told what takes so long."""
 
 MESSAGE = "compiling GPU kernels (first use on this machine)"
+STOPPING = "stopping when the kernels under way are compiled"
+NOT_AHEAD = "not compiled ahead, so the first step takes longer"
 
 LONGEST = 120.0
 """Seconds that a part waits for another, which may have ended before it began."""
@@ -122,7 +124,8 @@ def warm_up(
     Raises:
         ConfigError: If ``precision`` is none of the three.
         ValueError: If a side of the pictures is not a multiple of 32.
-        Exception: Whatever a layer raises, apart from a lack of memory: a step may have enough.
+        Exception: Whatever a layer raises, apart from torch's and Triton's RuntimeErrors, which are
+            told: a step may have the memory for it, or will raise them itself.
     """
     if device.type != "cuda":
         return
@@ -165,27 +168,32 @@ def scoring_parts_of(model: MambaAD, setting: Setting, batch: int) -> list[Work]
 def run_parts(
     works: Sequence[Work], device: torch.device, *, tell: Callable[[str], None] | None = None
 ) -> None:
-    """Run every part once, each in a thread and on a stream of its own, on any device.
-
-    Args:
-        works: From ``parts_of``.
-        device: Where they run.
-        tell: As for ``warm_up``.
+    """Run every part of ``parts_of`` once, each in a thread and on a stream of its own, on any
+    device. ``tell`` is that of ``warm_up``.
 
     Raises:
-        Exception: What the first of the failing parts raised, when all have ended.
+        Exception: As of ``warm_up``, from the first such part, when all have ended.
     """
+    say = tell or (lambda _: None)
     with ThreadPoolExecutor(len(works), "mambaad-warm-up") as threads:
         lanes = [_lane(device) for _ in works]
         futures = [
             threads.submit(_run_in_lane, lane, work)
             for lane, work in zip(lanes, works, strict=True)
         ]
-        _, late = wait(futures, timeout=PATIENCE)
-        if late and tell is not None:
-            tell(MESSAGE)
+        try:
+            if wait(futures, timeout=PATIENCE).not_done:
+                say(MESSAGE)
+            wait(futures)
+        except KeyboardInterrupt:
+            say(STOPPING)
+            raise
     for future in futures:
-        future.result()
+        error = future.exception()
+        if isinstance(error, RuntimeError):
+            say(f"{NOT_AHEAD}: {str(error).strip().splitlines()[0]}")
+        elif error is not None:
+            raise error
 
 
 @dataclass(frozen=True)
@@ -227,10 +235,7 @@ def decoder_stages(decoder: Decoder, setting: Setting) -> list[Stage]:
 def run_scan_gradient(stage: Stage, setting: Setting, done: threading.Event) -> None:
     """The scan's backward pass by itself, on the current stream, if kernels will do it.
 
-    Args:
-        stage: Any; one without blocks has no scan.
-        setting: That of a training.
-        done: Set at the end, whatever happens.
+    ``done`` is set at the end, whatever happens.
     """
     try:
         for block in stage.module.blocks[:1]:
@@ -256,10 +261,7 @@ def _run_scan_gradient(block: HSSBlock, orders: Tensor, setting: Setting) -> Non
 def run_stage(stage: Stage, setting: Setting, scanned: threading.Event) -> None:
     """The stage's layers, forward and, in training, backward, on the current stream.
 
-    Args:
-        stage: Which.
-        setting: What the steps are like.
-        scanned: Waited for before the backward pass, which else would compile the same again.
+    ``scanned`` is waited for in between: the backward pass would compile the same once more.
     """
     layers = _copied(nn.ModuleList([stage.expand, stage.module]), setting)
     expand, module = layers[0], cast(LSSModule, layers[1])
@@ -361,11 +363,7 @@ def _differentiate(y: Tensor, sources: Sequence[Tensor]) -> None:
 
 def _run_in_lane(lane: torch.cuda.Stream | None, work: Work) -> None:
     with _on(lane):
-        try:
-            work()
-        except RuntimeError as error:  # torch's and Triton's own
-            if "out of memory" not in str(error):
-                raise
+        work()
 
 
 def _lane(device: torch.device) -> torch.cuda.Stream | None:

@@ -15,6 +15,7 @@ dt_bias are no longer within 1e-6. y is not changed by it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -186,16 +187,30 @@ def _parameter_gradients(
 
 
 def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
-    """left (K, D, n) @ right (K, n, R) in float32.
+    """left (K, D, n) @ right (K, n, R), the result in float32.
 
     In float32 n is cut into ``_SUMS`` parts: cuBLAS adds all n to one register, and thousands of
     roundings in a row are more than the plain path's.
     """
     if left.dtype != torch.float32:
+        if _has_wide_products(left.device, left.dtype):
+            return torch.bmm(left, right, out_dtype=torch.float32)
         return torch.bmm(left, right).float()
     part = -(-left.shape[2] // _SUMS)
     pieces = zip(left.split(part, dim=2), right.split(part, dim=1), strict=True)
     return torch.stack([torch.bmm(a, b) for a, b in pieces]).sum(0)
+
+
+@lru_cache(maxsize=8)
+def _has_wide_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies matrices of 16 bits without rounding the result to 16 bits; it has
+    done so on CUDA since 2.8."""
+    one = torch.ones(1, 8, 8, dtype=dtype, device=device)
+    try:
+        torch.bmm(one, one, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 class _Plan(NamedTuple):

@@ -365,7 +365,7 @@ def walk_back_kernel(
         tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def backward_kernel(
     dy, x, proj, a_log, dt_weight, dt_bias, skip, orders, saved, ends, sums,
     below, kept, planes, rows, dz_out, sums_a, parameters,

@@ -42,7 +42,7 @@ def added(total, lost, value):
     return larger, (larger - total) - value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["COUNT"])
 def sum_parameters_kernel(
     sums_a, parameters, a_log, da_log, dt_bias, dskip, dt_weight,
     COUNT, K, D,
