@@ -18,7 +18,8 @@ from mambaad.cli import main
 from mambaad.data import load_picture, read_dataset
 from mambaad.data.synthetic import synthesize
 from mambaad.errors import CheckpointError
-from mambaad.extend import Plan, begin, resume
+from mambaad.extend import begin, resume
+from mambaad.extend_settings import Plan
 from mambaad.kept_pictures import HELD_OUT, LIST, draw, find_pictures, write_list
 from mambaad.splits import read_pictures
 

@@ -53,7 +53,7 @@ LAYERS = [
     },
     {"calibrate", "compare", "convert", "fit", "prediction_tables", "splits", "state"},
     {"evaluate", "kept_pictures", "predict", "steplog"},
-    {"train", "report", "results"},
+    {"extend_settings", "train", "report", "results"},
     {"extend", "testing", "profile", "stress", "tune", "display", "serve", "runtime"},
     {"ablate", "demo", "options"},
     {"tools", "tools_data", "tools_extend", "tools_stress", "tools_studies", "tools_tune"},

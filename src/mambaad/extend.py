@@ -16,13 +16,11 @@ it is. The extended run may be moved or renamed, see ``mambaad.splits.own_list``
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -38,11 +36,12 @@ from mambaad.calibrate import (
     with_kept,
     with_origin,
 )
-from mambaad.checks import check_choice
 from mambaad.config import Config
 from mambaad.data import PictureStore, Sample, read_dataset
+from mambaad.data.cache import Progress, map_in_threads
 from mambaad.devices import pick_device, resolve_precision
 from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
+from mambaad.extend_settings import Plan, holdout_of, new_data, read_extension, settings_of
 from mambaad.files import write_json
 from mambaad.fit import build_optimizer
 from mambaad.inference import score_pictures
@@ -59,57 +58,7 @@ from mambaad.splits import EXTENSION, few_warning, learned_line, own_list, read_
 from mambaad.state import make_note, save_state
 from mambaad.train import Observer, check_run_folder, tiles_of, train
 
-Thresholds = Literal["anew", "keep"]
-
 OLD_PICTURES = "old_pictures"
-
-EPOCH_SHARE = 0.2
-"""Epochs of an extension where none are given, as a share of the old run's."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to extend, by what, and how."""
-
-    run: Path
-    """The trained run. It is only read."""
-
-    data: Path
-    """The new product's data set; it may have several."""
-
-    categories: tuple[str, ...] = ()
-    """Which of them; empty: all."""
-
-    layout: str = "auto"
-    """How that data set is laid out."""
-
-    replay: int | None = None
-    """Pictures of each old product that are learned from again; None: all. With few of them, a
-    lower ``train.learning_rate`` forgets less."""
-
-    old_data: Path | None = None
-    """Where the old run's data set is now; None: where it was."""
-
-    thresholds: Thresholds = "anew"
-    """Of the old products: set anew on the extended network's scores, or as the old run has
-    them. The new product's are always new."""
-
-    epochs: int | None = None
-    """Passes over the pictures; None: ``EPOCH_SHARE`` of the old run's, at least one."""
-
-    settings: Mapping[str, Any] | None = None
-    """Other settings of the training: ``train.…`` and ``data.cache``."""
-
-    def __post_init__(self) -> None:
-        check_choice("thresholds", self.thresholds, Thresholds)
-        if self.replay is not None and self.replay < 1:
-            raise ConfigError(f"replay must be at least 1 picture a product, got {self.replay}")
-        for name in self.settings or {}:
-            if not name.startswith("train.") and name != "data.cache":
-                raise ConfigError(
-                    f"network and pictures of an extension are the old run's; {name} cannot be "
-                    "set, only train.… and data.cache"
-                )
 
 
 def resume(out: Path, *, device: str = "auto", observer: Observer | None = None) -> Config:
@@ -171,12 +120,14 @@ def _held_out(out: Path) -> tuple[Sample, ...]:
     return read_dataset(path, "csv").samples if path.is_file() else ()
 
 
-def begin(plan: Plan, out: Path) -> dict[str, Any]:
+def begin(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Write the run folder of an extension whose training has not made a step; ``resume`` trains.
 
     Args:
         plan: What is extended by what.
         out: Folder of the extended run. It must not hold a run yet.
+        progress: Called with the number of pictures read and in all: before anything is written,
+            since the written list names them.
 
     Returns:
         What ``extension.json`` holds.
@@ -197,10 +148,12 @@ def begin(plan: Plan, out: Path) -> dict[str, Any]:
         )
     if plan.thresholds == "keep" and calibration is None:
         raise ConfigError(f"{plan.run} has no thresholds to keep; leave out --thresholds keep")
-    config, record = _settings(plan, base, out), checkpoint.load_provenance(plan.run)
+    config, record = settings_of(plan, base, out), checkpoint.load_provenance(plan.run)
+    replayed = draw(old.learned, plan.replay, base.train.seed)
+    _read_all([*replayed, *learned, *old.held_out, *held_out], config, progress)
     if old.where == "kept pictures":
         old = copy_kept(old, out / OLD_PICTURES)
-    replayed = draw(old.learned, plan.replay, base.train.seed)
+        replayed = draw(old.learned, plan.replay, base.train.seed)
     write_list(out / LIST, [*replayed, *learned, *old.test, *test])
     aside = [*old.held_out, *held_out]
     if aside:
@@ -210,6 +163,7 @@ def begin(plan: Plan, out: Path) -> dict[str, Any]:
         **_record(plan, record, old, replayed, learned),
         "untested": sorted({*old.categories, *added} - {s.category for s in (*old.test, *test)}),
         "kept_thresholds": _kept(kept, old.categories),
+        "holdout": holdout_of(plan.run, base),
         "fewer": {} if kept else _fewer(calibration, replayed, old.held_out),
         "finished": False,
     }
@@ -222,6 +176,14 @@ def begin(plan: Plan, out: Path) -> dict[str, Any]:
     note = make_note(config, about["data_fingerprint"], 0, 0.0)
     save_state(out, model, build_optimizer(model, config.train), note)  # last: now it can resume
     return extension
+
+
+def _read_all(samples: Sequence[Sample], config: Config, progress: Progress | None) -> None:
+    """Raise at a picture that cannot be read; none is kept."""
+    store = PictureStore([s.image for s in samples], config.data.image_size, "none")
+    map_in_threads(
+        lambda i: len(store[[i]]), range(len(store)), workers=store.workers, progress=progress
+    )
 
 
 def moved_list(run: Path) -> Path | None:
@@ -247,33 +209,11 @@ def _new_pictures(
     plan: Plan, base: Config
 ) -> tuple[list[Sample], list[Sample], tuple[Sample, ...]]:
     """Of the new product: pictures to learn from, held-out ones, and those of its test."""
-    source = {
-        "data.root": str(plan.data.expanduser().absolute()),
-        "data.layout": plan.layout,
-        "data.categories": plan.categories,
-    }
-    config = base.override(source)
+    config = new_data(plan, base)
     learned, held_out, _ = read_pictures(config)
     data = config.data
     test = read_dataset(data.root, data.layout, data.categories).select(split="test").samples
     return learned, held_out, test
-
-
-def _settings(plan: Plan, base: Config, out: Path) -> Config:
-    """The old run's, with the list as its data set; that names held-out pictures elsewhere."""
-    epochs = plan.epochs
-    if epochs is None:
-        epochs = max(1, math.ceil(EPOCH_SHARE * base.train.epochs))
-    return base.override(
-        {
-            "train.epochs": epochs,
-            **(plan.settings or {}),
-            "data.root": str((out / LIST).absolute()),
-            "data.layout": "csv",
-            "data.categories": (),
-            "data.holdout": 0.0,
-        }
-    )
 
 
 def _record(
@@ -326,15 +266,8 @@ def unfinished(out: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If there is none in the folder, or it is complete.
     """
-    path = out / EXTENSION
-    if not path.is_file():
-        raise CheckpointError(f"{out} cannot be resumed: there is no {EXTENSION} in it")
-    try:
-        record = dict(json.loads(path.read_text(encoding="utf-8")))
-        finished = bool(record["finished"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if finished:
+    record = read_extension(out)
+    if record["finished"]:
         raise CheckpointError(f"{out} cannot be resumed: its extension is complete")
     return record
 

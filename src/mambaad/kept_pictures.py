@@ -10,6 +10,8 @@ The encoder is frozen and lies in the run, so a prepared picture gives its featu
 takes 3 bytes a pixel before PNG's compression, where ResNet-18's features take 14 in 16 bits: 50
 pictures of 256 x 256 take at most 10 MB a product, mostly half of that. So pictures are kept.
 
+Only pictures of products that the run knows are old ones, and all of these must have some.
+
 The lists are data sets of the layout ``csv``: ``samples.csv`` of pictures that the run learned
 from, ``held_out.csv`` of those that its thresholds come from.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -30,22 +33,33 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from mambaad.checkpoint import load_config
+from mambaad.calibrate import load_calibration
+from mambaad.checkpoint import load_config, load_provenance
 from mambaad.config import Config
-from mambaad.data import Sample, load_picture, read_dataset
+from mambaad.data import Dataset, Sample, fingerprint, load_picture, read_dataset
 from mambaad.data.cache import Progress
+from mambaad.data.contamination import contaminate
 from mambaad.errors import CheckpointError, ConfigError, DatasetError, ImageError
 from mambaad.files import make_folder, replacing, write_text
-from mambaad.splits import read_pictures
+from mambaad.splits import split_holdout
 
 FOLDER, LIST, HELD_OUT, RENAMED = "replay", "samples.csv", "held_out.csv", "renamed"
 
 COUNT = 50
 """Pictures of each product that are kept where nothing else is said."""
 
+SHOWN = 5
+"""Products that a line names."""
+
 Where = Literal["data set", "kept pictures"]
 
 _COLUMNS = ("image_path", "label_index", "split", "mask_path", "category", "defect", "group")
+
+_log = logging.getLogger(__name__)
+
+
+class _Lacking(DatasetError):
+    """A data set has no pictures to learn from of some product."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +84,36 @@ class OldPictures:
         return tuple(sorted({s.category for s in self.learned}))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """The products of a run, as far as it says."""
+
+    run: Path
+
+    named: frozenset[str]
+    """All that its record or else its settings name; empty if they name none."""
+
+    learned: frozenset[str]
+    """Those that must not be lost. A product that had test pictures only is not one of them: every
+    training sets a threshold of each that it learned."""
+
+    fingerprint: str | None
+    """Of the data set that it was trained on."""
+
+    @classmethod
+    def of(cls, run: Path, config: Config) -> _Known:
+        """What ``run`` knows; ``config`` are its settings."""
+        record, calibration = load_provenance(run), load_calibration(run)
+        named = frozenset(record.get("categories") or config.data.categories)
+        judged = frozenset(calibration.categories if calibration else ())
+        learned = (named & judged or named) if named else judged
+        return cls(run, named, learned, record.get("data_fingerprint"))
+
+
 def find_pictures(run: Path, old_data: Path | None = None) -> OldPictures:
     """The pictures of a run's products: of its data set, else those that it keeps.
+
+    What is there of other products is left out, and a line is logged.
 
     Args:
         run: The run folder.
@@ -80,7 +122,7 @@ def find_pictures(run: Path, old_data: Path | None = None) -> OldPictures:
     Raises:
         CheckpointError: If the folder is not a run, or nothing is left of its pictures.
         ConfigError: If it is the run of a study that learned from defective pictures.
-        DatasetError: If ``old_data`` cannot be read.
+        DatasetError: If ``old_data`` cannot be read, or a product has no pictures there.
     """
     config = load_config(run)
     if config.data.contamination:
@@ -88,32 +130,85 @@ def find_pictures(run: Path, old_data: Path | None = None) -> OldPictures:
             f"{run} learned from defective pictures (data.contamination = "
             f"{config.data.contamination}): it is a study, and cannot be extended"
         )
+    known, kept = _Known.of(run, config), run / FOLDER / LIST
     if old_data is not None:
-        return _of_data_set(run, config.override({"data.root": str(old_data.absolute())}))
+        return _of_data_set(known, config.override({"data.root": str(old_data.absolute())}))
     if config.data.root:
         try:
-            return _of_data_set(run, config)
-        except (DatasetError, ImageError):
-            if not (run / FOLDER / LIST).is_file():
+            return _of_data_set(known, config)
+        except (DatasetError, ImageError) as error:
+            if not kept.is_file() and isinstance(error, _Lacking):
+                raise
+            if not kept.is_file():
                 raise CheckpointError(
                     f"the old products would be forgotten: their pictures cannot be read in "
                     f"{config.data.root}, and {run} keeps none. Give their folder with --old-data"
                 ) from None
-    if not (run / FOLDER / LIST).is_file():
+    if not kept.is_file():
         raise CheckpointError(
             f"the old products would be forgotten: {run} knows no data set and keeps no pictures. "
             "Give their folder with --old-data"
         )
-    kept = read_dataset(run / FOLDER / LIST, "csv").samples
-    return OldPictures(kept, _listed(run / FOLDER / HELD_OUT), (), "kept pictures")
+    own = _own(known, read_dataset(kept, "csv"), kept)
+    aside = [s for s in _listed(run / FOLDER / HELD_OUT) if s.category in own.categories]
+    return OldPictures(own.samples, tuple(aside), (), "kept pictures")
 
 
-def _of_data_set(run: Path, config: Config) -> OldPictures:
-    learned, held_out, _ = read_pictures(config)
+def _of_data_set(known: _Known, config: Config) -> OldPictures:
     data = config.data
-    test = read_dataset(data.root, data.layout, data.categories).select(split="test").samples
-    aside = [*held_out, *_listed(run / HELD_OUT)]  # the latter of a run that was extended itself
+    try:
+        found = read_dataset(data.root, data.layout, data.categories)
+    except DatasetError:
+        if not data.categories:
+            raise
+        found = read_dataset(data.root, data.layout)  # one of them is not there: say what is
+    own = _own(known, found, Path(data.root))
+    fingerprint(own)  # raises if a file is gone
+    mixed, _ = contaminate(own, data.contamination, config.train.seed)
+    learned, held_out = split_holdout(mixed, config)
+    test = own.select(split="test").samples
+    aside = [*held_out, *_listed(known.run / HELD_OUT)]  # of a run that was extended itself
     return OldPictures(tuple(learned), tuple(aside), test, "data set")
+
+
+def _own(known: _Known, found: Dataset, place: Path) -> Dataset:
+    """The pictures of the run's products, by its names of them.
+
+    The one product of a run may be named by its folder, and that renamed: it is known by all else.
+
+    Raises:
+        DatasetError: If a product has no picture to learn from.
+    """
+    if len(known.learned) == len(found.categories) == 1 and known.learned != {*found.categories}:
+        (name,) = known.learned
+        renamed = replace(found, samples=tuple(replace(s, category=name) for s in found))
+        found = renamed if fingerprint(renamed) == known.fingerprint else found
+    there = found.select(split="train").categories
+    lost = known.learned - set(there)
+    if lost:
+        hint = ""
+        if len(known.learned) == len(there) == 1:
+            hint = f", or rename that of {there[0]} if this is the same product"
+        raise _Lacking(
+            f"{_some(lost)} would be forgotten: {known.run} knows {_some(known.learned)}, and "
+            f"{place} has good training pictures of {_some(there) or 'nothing'}; give the folder "
+            f"with all of them as --old-data{hint}"
+        )
+    strangers = set(found.categories) - known.named if known.named else set()
+    if not strangers:
+        return found
+    _log.warning(
+        "%s of %s left out of the old pictures: %s knows only %s",
+        _some(strangers), place, known.run, _some(known.named),
+    )  # fmt: skip
+    return found.select(categories=sorted(known.named & set(found.categories)))
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of some names, sorted."""
+    first = sorted(names)
+    more = f" and {len(first) - SHOWN} more" if len(first) > SHOWN else ""
+    return ", ".join(first[:SHOWN]) + more
 
 
 def _listed(path: Path) -> tuple[Sample, ...]:
@@ -166,8 +261,8 @@ def remember(
     config, found = load_config(run), find_pictures(run, old_data)
     if found.where == "kept pictures":
         raise CheckpointError(
-            f"{run} keeps its pictures already, and their data set is gone; give --old-data if it "
-            "has moved"
+            f"{run} keeps its pictures already, and their data set is gone, or some product of "
+            "it; give --old-data if it has moved"
         )
     parts = [draw(s, count, config.train.seed) for s in (found.learned, found.held_out)]
     folder, fresh = run / FOLDER, run / f".{FOLDER}.{os.getpid()}"

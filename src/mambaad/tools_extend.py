@@ -56,9 +56,9 @@ def extend(
         raise ConfigError("extend what by what? Give both: mambaad extend RUN DATA")
     from mambaad.config import parse_setting
     from mambaad.devices import pick_device
-    from mambaad.display import TrainDisplay
-    from mambaad.extend import Plan, Thresholds, begin, unfinished
-    from mambaad.extend import resume as train_extension
+    from mambaad.display import progress_bar
+    from mambaad.extend import begin, unfinished
+    from mambaad.extend_settings import Plan, Thresholds
 
     if run is not None and data is not None:
         plan = Plan(
@@ -73,16 +73,26 @@ def extend(
             settings=dict(parse_setting(s) for s in settings or []),
         )
         pick_device(device)  # refused before anything is written
-        print(*_summary(begin(plan, out), out), sep="\n")
+        with progress_bar("reading") as progress:
+            begun = begin(plan, out, progress)
+        print(*_summary(begun, out), sep="\n")
     record = unfinished(out)  # refused before the display opens
+    _train(out, device)
+    following = f"test {out}" if _has_tests(record) else f"predict {out} PICTURES"
+    print(f"extended: {out}\nnext: mambaad {following}")
+
+
+def _train(out: Path, device: str) -> None:
+    """Train what ``begin`` has written; an interruption ends with status 130."""
+    from mambaad.display import TrainDisplay
+    from mambaad.extend import resume
+
     with TrainDisplay() as display:
         try:
-            train_extension(out, device=device, observer=display)
+            resume(out, device=device, observer=display)
         except KeyboardInterrupt:
             display.message(f"continue with: mambaad extend --out {out} --resume")
             raise typer.Exit(130) from None
-    following = f"test {out}" if _has_tests(record) else f"predict {out} PICTURES"
-    print(f"extended: {out}\nnext: mambaad {following}")
 
 
 def remember(
