@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
+from test_fused_optimiser import DEVICE, draw, made, take_steps
 from test_inference import every_value
-from torch import nn
+from torch import Tensor, nn
 
 from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
 from mambaad.data.tensors import normalise
+from mambaad.graphs import GraphedStep, Lane
 from mambaad.inference import Normaliser
 from mambaad.model.fold import ConvReLU
+from mambaad.optimisers import StableAdamW
 
 
 def test_there_is_a_gpu() -> None:
@@ -66,3 +71,53 @@ def test_one_call_on_a_gpu(inputs: int, size: int, stride: int, residual: bool) 
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(found, again)
     assert (found - exact).abs().max() <= 1.01 * (steps - exact).abs().max()
+
+
+def test_the_optimiser_in_a_cuda_graph() -> None:
+    """The same bits as eagerly, while the rate changes and other memory comes and goes."""
+
+    def run(capture: Callable[[Lane], Any]) -> list[Tensor]:
+        weights = [nn.Parameter(w) for w in draw(0)]
+        optimizer = made(weights)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(0.1, device=DEVICE)
+        factor = torch.ones((), device=DEVICE)
+
+        def work() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            for i, w in enumerate(weights):
+                ((factor - w) ** 2 * (i + 1)).sum().backward()
+            optimizer.step()
+
+        lane = Lane(DEVICE)
+        step = GraphedStep(work, capture(lane), pytest.fail)
+        for number in range(9):
+            with lane.open():
+                factor.fill_(3.0**number)
+                for group in optimizer.param_groups:
+                    group["lr"].fill_(0.1 / (number + 1))
+                step()
+            for size in (2**k for k in range(3, 17)):
+                torch.full((size,), -1, pin_memory=True)
+                torch.full((size,), -1, device=DEVICE)
+        torch.cuda.synchronize()
+        found = [w.detach().clone() for w in weights]
+        return found + [optimizer.state[w]["step"].clone() for w in weights]
+
+    graphed = run(lambda lane: lane.capture)
+    assert all(map(torch.equal, graphed, run(lambda _: None)))
+    assert float(graphed[-1]) == 9
+
+
+def test_the_optimiser_takes_three_launches_a_group() -> None:
+    weights = [nn.Parameter(w) for w in draw(0)]
+    optimizer = StableAdamW(weights, 0.1)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device=DEVICE)
+    take_steps(optimizer, [draw(1)])
+    optimizer.step()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, acc_events=True) as seen:
+        optimizer.step()
+        torch.cuda.synchronize()
+    assert len([e for e in seen.events() if e.device_type.name == "CUDA"]) == 3

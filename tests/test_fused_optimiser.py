@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from mambaad import optimisers
 from mambaad.fused import optimiser
 from mambaad.fused.optimiser import Addresses, Group, takes
-from mambaad.graphs import GraphedStep, Lane
 from mambaad.optimisers import StableAdamW
 
 DEVICE = interpreted_device()
-needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="only a GPU has queues and graphs")
 
 SHAPES = ((), (1,), (5,), (4097,), (8, 16), (6, 4, 3, 3), (3, 4100))
 """The kernels' programs take 1024 numbers here, and add up the parts of two at once."""
@@ -313,55 +311,3 @@ def test_a_graph_has_a_table_of_its_own(
     assert len({c.data_ptr() for c in captured}) == len(captured) == len(tables)
     assert all(map(torch.equal, captured, tables))
     assert {id(c) for c in addresses._captured} == {id(c) for c in captured}
-
-
-@needs_gpu
-def test_in_a_cuda_graph() -> None:
-    """The same bits as eagerly, while the rate changes and other memory comes and goes."""
-
-    def run(capture: Callable[[Lane], Any]) -> list[Tensor]:
-        weights = [nn.Parameter(w) for w in draw(0)]
-        optimizer = made(weights)
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(0.1, device=DEVICE)
-        factor = torch.ones((), device=DEVICE)
-
-        def work() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            for i, w in enumerate(weights):
-                ((factor - w) ** 2 * (i + 1)).sum().backward()
-            optimizer.step()
-
-        lane = Lane(DEVICE)
-        step = GraphedStep(work, capture(lane), pytest.fail)
-        for number in range(9):
-            with lane.open():
-                factor.fill_(3.0**number)
-                for group in optimizer.param_groups:
-                    group["lr"].fill_(0.1 / (number + 1))
-                step()
-            for size in (2**k for k in range(3, 17)):
-                torch.full((size,), -1, pin_memory=True)
-                torch.full((size,), -1, device=DEVICE)
-        torch.cuda.synchronize()
-        found = [w.detach().clone() for w in weights]
-        return found + [optimizer.state[w]["step"].clone() for w in weights]
-
-    graphed = run(lambda lane: lane.capture)
-    assert all(map(torch.equal, graphed, run(lambda _: None)))
-    assert float(graphed[-1]) == 9
-
-
-@needs_gpu
-def test_three_launches_a_group() -> None:
-    weights = [nn.Parameter(w) for w in draw(0)]
-    optimizer = StableAdamW(weights, 0.1)
-    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device=DEVICE)
-    take_steps(optimizer, [draw(1)])
-    optimizer.step()
-    torch.cuda.synchronize()
-    activities = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities, acc_events=True) as seen:
-        optimizer.step()
-        torch.cuda.synchronize()
-    assert len([e for e in seen.events() if e.device_type.name == "CUDA"]) == 3
