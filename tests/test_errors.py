@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mambaad.cli import app, main
-from mambaad.errors import memory_note
+from mambaad.errors import first_line, memory_note
 
 
 def exhausted() -> BaseException:
@@ -46,3 +46,8 @@ def test_the_command_line_says_it_in_a_line(
     shown = capsys.readouterr().err
     assert shown.startswith("error: the memory is used up")
     assert shown.count("\n") == 1
+
+
+def test_an_error_in_a_line() -> None:
+    assert first_line(ValueError("\nno such file\nat a place")) == "no such file"
+    assert first_line(RuntimeError()) == "RuntimeError"

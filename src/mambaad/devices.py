@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mambaad.errors import ConfigError
+from mambaad.errors import ConfigError, first_line
 
 
 def pick_device(name: str) -> torch.device:
@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise ConfigError(
             f"device {name!r} cannot be used: {cause}. Use auto, cpu or cuda:N."
         ) from error

@@ -45,6 +45,11 @@ class TrainingError(MambaADError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the name of its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def memory_note(error: BaseException) -> str | None:
     """What to say of an error that means that memory is used up, the CPU's or a GPU's; else None.
 

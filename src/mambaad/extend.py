@@ -126,8 +126,8 @@ def begin(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, 
     Args:
         plan: What is extended by what.
         out: Folder of the extended run. It must not hold a run yet.
-        progress: Called with the number of pictures read and in all: before anything is written,
-            since the written list names them.
+        progress: Called with the number of new pictures read and in all: before anything is
+            written, since the written list names them. The old run has read its own.
 
     Returns:
         What ``extension.json`` holds.
@@ -150,7 +150,7 @@ def begin(plan: Plan, out: Path, progress: Progress | None = None) -> dict[str, 
         raise ConfigError(f"{plan.run} has no thresholds to keep; leave out --thresholds keep")
     config, record = settings_of(plan, base, out), checkpoint.load_provenance(plan.run)
     replayed = draw(old.learned, plan.replay, base.train.seed)
-    _read_all([*replayed, *learned, *old.held_out, *held_out], config, progress)
+    _read_all([*learned, *held_out], config, progress)
     if old.where == "kept pictures":
         old = copy_kept(old, out / OLD_PICTURES)
         replayed = draw(old.learned, plan.replay, base.train.seed)

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mambaad.errors import first_line
+
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 """Batch sizes that graphs are captured for."""
 
@@ -211,8 +213,7 @@ def _abandon(graph: torch.cuda.CUDAGraph, index: int, pool: Any) -> None:
 
 def cause_of(error: Exception) -> str:
     """Why a capture failed, in a line: the end of a broken one hides what broke it."""
-    first = error.__context__ or error
-    return (str(first) or type(first).__name__).splitlines()[0]
+    return first_line(error.__context__ or error)
 
 
 def bucket(count: int) -> int:

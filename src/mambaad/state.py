@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mambaad import checkpoint
 from mambaad.average import WeightAverage, averaged_tensors
 from mambaad.config import Config
-from mambaad.errors import CheckpointError, ConfigError
+from mambaad.errors import CheckpointError, ConfigError, first_line
 
 
 def make_note(config: Config, fingerprint: str, step: int, seconds: float) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def load_state(
         _put_back(tensors, model, optimizer, average)
         return int(about["step"]), float(about["seconds"])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise CheckpointError(
             f"{run / checkpoint.STATE} does not fit this network and recipe ({cause}): it is of "
             "another version. Train anew in another folder"

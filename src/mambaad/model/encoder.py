@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaad.config import IMAGENET_MEAN, IMAGENET_STD
-from mambaad.errors import ConfigError, WeightsError, memory_note
+from mambaad.errors import ConfigError, WeightsError, first_line, memory_note
 from mambaad.model.builtin import BuiltinNetwork, is_shipped, load_builtin
 from mambaad.model.tokens import build_tokens, has_one_stride
 from mambaad.settings_table import did_you_mean
@@ -131,7 +131,7 @@ def build_encoder(name: str) -> FrozenEncoder:
         with torch.inference_mode():
             shapes = [tuple(m.shape[1:]) for m in body(torch.zeros(1, 3, *PROBE))]
     except (RuntimeError, ValueError, AttributeError, AssertionError, TypeError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = first_line(error)
         raise ConfigError(f"encoder {name!r} cannot be used: {cause}") from error
     sizes = [(PROBE[0] // stride, PROBE[1] // stride) for stride in STRIDES]
     first = [(c, *size) for c, size in zip(channels, sizes, strict=False)]

@@ -27,6 +27,7 @@ from torch.autograd.grad_mode import set_multithreading_enabled
 
 from mambaad.config import TOTAL_STRIDE
 from mambaad.devices import autocast, resolve_precision
+from mambaad.errors import first_line
 from mambaad.fused.norm import layer_norm
 from mambaad.fused.square import square_losses
 from mambaad.model import gated_scan
@@ -191,7 +192,7 @@ def run_parts(
     for future in futures:
         error = future.exception()
         if isinstance(error, RuntimeError):
-            say(f"{NOT_AHEAD}: {str(error).strip().splitlines()[0]}")
+            say(f"{NOT_AHEAD}: {first_line(error)}")
         elif error is not None:
             raise error
 
